@@ -1,0 +1,49 @@
+"""Lorakeet: from documents and a base model to a specialist that can be served.
+
+    import lorakeet as lk
+    result = lk.train("recipe.yaml", run="runs/law")
+
+Every verb of the command line is one function here.  Names are imported at
+their first use, so ``import lorakeet`` costs milliseconds and no torch.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import Any
+
+__version__ = "0.1.0"
+
+_HOME_OF = {
+    "load_model": "lorakeet.models.load",
+    "Lora": "lorakeet.adapters.layer",
+    "attach": "lorakeet.adapters.attach",
+    "detach": "lorakeet.adapters.attach",
+    "merge": "lorakeet.adapters.merge",
+    "unmerge": "lorakeet.adapters.merge",
+    "read_adapter": "lorakeet.adapters.files",
+    "write_adapter": "lorakeet.adapters.files",
+    "train": "lorakeet.api",
+    "resume": "lorakeet.api",
+    "plan": "lorakeet.api",
+    "evaluate": "lorakeet.api",
+    "export_merged": "lorakeet.api",
+    "serve": "lorakeet.api",
+    "read_recipe": "lorakeet.base.recipe_file",
+    "Recipe": "lorakeet.base.recipe",
+    "LorakeetError": "lorakeet.base.errors",
+}
+
+__all__ = ["__version__", *_HOME_OF]
+
+
+def __getattr__(name: str) -> Any:
+    """Imports a public name from its floor at the first use (PEP 562)."""
+    if name not in _HOME_OF:
+        raise AttributeError(f"module 'lorakeet' has no attribute '{name}'")
+    return getattr(import_module(_HOME_OF[name]), name)
+
+
+def __dir__() -> list[str]:
+    """The public names, imported or not."""
+    return sorted(__all__)
