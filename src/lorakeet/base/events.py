@@ -50,7 +50,9 @@ class EventLog:
             RequestError: the kind is not in ``KINDS``.
         """
         if kind not in KINDS:
-            raise RequestError(f"'{kind}' is no kind of event. Known are {', '.join(sorted(KINDS))}.")
+            raise RequestError(
+                f"'{kind}' is no kind of event. Known are {', '.join(sorted(KINDS))}."
+            )
         event = {"time": round(time.time(), 3), "kind": kind, **_to_json(fields)}
         with self.path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(event, ensure_ascii=False) + "\n")

@@ -98,7 +98,9 @@ class DataSettings(Section):
     def _check(self) -> DataSettings:
         given = [source.weight is not None for source in self.train]
         if any(given) and not all(given):
-            raise ValueError("some sources have a weight and some have none; give it for all or none")
+            raise ValueError(
+                "some sources have a weight and some have none; give it for all or none"
+            )
         if isinstance(self.validation, float) and not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}; a share lies between 0 and 1")
         if self.labels is not None and len(set(self.labels)) < 2:
