@@ -8,6 +8,7 @@ All mistakes of a file are raised together, in the order of its lines.
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import io
 from collections.abc import Mapping, Sequence
@@ -232,12 +233,10 @@ def _line_of(path: tuple[int | str, ...], content: Any) -> int:
     line = 0
     for part in path:
         positions = getattr(content, "lc", None)
-        try:
-            line = (positions.key(part) if isinstance(content, dict) else positions.item(part))[
-                0
-            ] + 1
-        except (AttributeError, KeyError, TypeError):
-            pass
+        with contextlib.suppress(AttributeError, KeyError, TypeError):
+            line = 1 + (
+                positions.key(part) if isinstance(content, dict) else positions.item(part)
+            )[0]
         try:
             content = content[part]
         except (KeyError, IndexError, TypeError):
