@@ -41,7 +41,7 @@ def read_recipe(path: str | Path, *, overrides: Sequence[str] = ()) -> Recipe:
         raise RecipeError(
             [f"{path}: there is no such recipe. 'lorakeet new {path}' writes a commented one."]
         )
-    content = _read_yaml(path)
+    content = read_yaml(path)
     problems = _apply_overrides(content, overrides)
     return _find_beside(path.parent, _validate(content, str(path), problems))
 
@@ -134,8 +134,12 @@ def _setting_line(name: str, value: Any, field: FieldInfo) -> str:
     return f"{entry:<34} # {field.description}{f'; {why}' if why else ''}"
 
 
-def _read_yaml(path: Path) -> CommentedMap:
-    """The mapping at the top of a file, with the line of every key."""
+def read_yaml(path: Path) -> CommentedMap:
+    """The mapping at the top of a YAML file, with the line of every key.
+
+    Raises:
+        RecipeError: the file is not UTF-8, not YAML, or no mapping.
+    """
     try:
         content = YAML().load(path.read_text(encoding="utf-8"))
     except UnicodeDecodeError as error:
@@ -234,9 +238,9 @@ def _line_of(path: tuple[int | str, ...], content: Any) -> int:
     for part in path:
         positions = getattr(content, "lc", None)
         with contextlib.suppress(AttributeError, KeyError, TypeError):
-            line = 1 + (
-                positions.key(part) if isinstance(content, dict) else positions.item(part)
-            )[0]
+            line = (
+                1 + (positions.key(part) if isinstance(content, dict) else positions.item(part))[0]
+            )
         try:
             content = content[part]
         except (KeyError, IndexError, TypeError):

@@ -1,0 +1,5 @@
+"""``python -m lorakeet`` is ``lorakeet``."""
+
+from lorakeet.cli import main
+
+main()

@@ -1,0 +1,64 @@
+"""Ship: one merged model that is verified from disk, or a server with many adapters."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from lorakeet.api.resolve import recipe_of_run
+from lorakeet.base.errors import RequestError
+from lorakeet.base.run_folder import RunFolder
+
+
+def export_merged(run: str | Path, out: str | Path, *, dtype: str | None = None) -> Any:
+    """Merges a run's adapter into its base and proves the result from disk.
+
+    Args:
+        out: a new folder for the merged model.
+        dtype: of the written weights; None keeps the base's.
+
+    Returns:
+        ``export.merged.MergeProof``.
+
+    Raises:
+        MismatchError: the reloaded model answers differently; ``out`` is not kept.
+    """
+    from lorakeet.export.merged import write_merged
+
+    folder = RunFolder(Path(run))
+    recipe = recipe_of_run(folder)
+    if recipe.method.kind != "lora":
+        raise RequestError(
+            f"{run}: full fine-tuning leaves a whole model in {folder.model}; there is nothing "
+            "to merge."
+        )
+    return write_merged(
+        recipe.base, folder.adapter, Path(out), dtype=dtype, run_proofs=folder.proofs
+    )
+
+
+def serve(
+    base: str,
+    *,
+    adapters: Mapping[str, str | Path] | None = None,
+    host: str = "127.0.0.1",
+    port: int = 8000,
+    adapter_root: str | Path | None = None,
+) -> None:
+    """Serves a base with its adapters over an OpenAI-compatible API until stopped.
+
+    Args:
+        adapters: name in the ``model`` field of a request -> adapter folder.
+        adapter_root: adapters below this folder may be loaded over HTTP; None for none.
+
+    Raises:
+        MachineError: the port is in use.
+    """
+    from lorakeet.serve.http import run_server
+
+    folders = {name: Path(path) for name, path in (adapters or {}).items()}
+    run_server(
+        base, folders, host=host, port=port,
+        adapter_root=Path(adapter_root) if adapter_root else None,
+    )  # fmt: skip

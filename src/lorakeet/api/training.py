@@ -1,0 +1,278 @@
+"""Train and resume: the walk of a sample from a file to an adapter on disk.
+
+    recipe -> data/ (shards) -> plan.json -> model + method -> train_model -> adapter/
+
+Each arrow leaves files in the run folder.  Nothing here computes: the floors do.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakeet.api.planning import make_run_plan
+from lorakeet.api.resolve import RecipeLike, read_resolved, recipe_of_run, to_recipe, write_resolved
+from lorakeet.base.errors import InterruptedRun, RequestError
+from lorakeet.base.events import Emit, EventLog
+from lorakeet.base.recipe import Recipe
+from lorakeet.base.recipe_file import recipe_to_dict, to_yaml
+from lorakeet.base.records import Validation
+from lorakeet.base.run_folder import RunFolder, sha256_folder, write_text
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trained:
+    """What a training run left behind.
+
+    Args:
+        adapter: the adapter's folder (after full training the model's folder).
+        metrics: the best validation's values.
+        stopped_because: why training ended, a sentence.
+    """
+
+    adapter: Path
+    metrics: dict[str, float]
+    folder: Path
+    steps: int
+    stopped_because: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Session:
+    """Everything that the training stage needs, loaded."""
+
+    recipe: Recipe
+    run: RunFolder
+    base_folder: Path
+    model: Any
+    tokenizer: Any
+    data: Any
+    emit: Emit
+
+
+def train(
+    recipe: RecipeLike,
+    run: str | Path,
+    *,
+    overrides: Sequence[str] = (),
+    emit: Emit | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Trains what a recipe asks for and leaves everything in a run folder.
+
+    Args:
+        recipe: a path, a mapping or a recipe.
+        run: the folder to write; it must not hold another run.
+        emit: hears every event besides ``events.jsonl`` and TensorBoard.
+        stop_requested: asked after each step; True saves the state and stops.
+
+    Raises:
+        RecipeError, DataError, MachineError: before anything is trained.
+        InterruptedRun: ``stop_requested`` said so; ``resume`` goes on.
+    """
+    asked = to_recipe(recipe, overrides=overrides)
+    folder = RunFolder(Path(run))
+    _refuse_other_run(folder)
+    listen = open_sinks(folder, emit)
+    listen("run_started", recipe=recipe_to_dict(asked))
+    write_text(folder.recipe, to_yaml(recipe_to_dict(asked)))
+    return _train_in(folder, asked, listen, stop_requested, is_resumed=False)
+
+
+def resume(
+    run: str | Path,
+    *,
+    emit: Emit | None = None,
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> Trained:
+    """Goes on from the newest good checkpoint of a run, as if it had never stopped.
+
+    Raises:
+        FileFormatError: the folder holds no run.
+    """
+    folder = RunFolder(Path(run))
+    recipe = recipe_of_run(folder)
+    listen = open_sinks(folder, emit)
+    return _train_in(folder, recipe, listen, stop_requested, is_resumed=True)
+
+
+def open_sinks(run: RunFolder, emit: Emit | None = None) -> Emit:
+    """One ``emit`` that writes the diary and TensorBoard, raises alarms and tells the caller."""
+    from lorakeet.monitor.alarms import AlarmWatch
+    from lorakeet.monitor.sinks import fan_out
+    from lorakeet.monitor.tensorboard import TensorboardSink
+
+    listeners: list[Emit] = [EventLog(run.events).emit, TensorboardSink(run.tensorboard)]
+    listeners += [emit] if emit else []
+    told = fan_out(*listeners)
+    return fan_out(told, AlarmWatch(told))
+
+
+@contextmanager
+def stage(emit: Emit, name: str) -> Iterator[None]:
+    """Events around a stage, with its duration."""
+    started_s = time.perf_counter()
+    emit("stage_started", stage=name)
+    yield
+    emit("stage_finished", stage=name, duration_s=time.perf_counter() - started_s)
+
+
+def _refuse_other_run(run: RunFolder) -> None:
+    """A run folder belongs to one run.
+
+    Raises:
+        RequestError: the folder already holds one.
+    """
+    if run.events.exists() or run.resolved.exists():
+        raise RequestError(
+            f"{run.path}: this folder already holds a run. 'lorakeet resume {run.path}' goes on "
+            "with it; choose another --run for a new one."
+        )
+
+
+def _train_in(
+    run: RunFolder,
+    recipe: Recipe,
+    emit: Emit,
+    stop_requested: Callable[[], bool],
+    *,
+    is_resumed: bool,
+) -> Trained:
+    """All stages of a training run, new or resumed."""
+    from lorakeet.data.prepare import prepare_data
+    from lorakeet.models.load import read_tokenizer, resolve_base
+
+    base_folder = resolve_base(recipe.base)
+    with stage(emit, "data"):
+        tokenizer = read_tokenizer(recipe.base)
+        data = prepare_data(recipe, tokenizer, run.data, emit)
+    if not is_resumed:
+        write_resolved(
+            run, recipe, base_folder=base_folder, data=data.report.get("fingerprint", {})
+        )
+    with stage(emit, "plan"):
+        make_run_plan(recipe, base_folder, run, emit)
+    with stage(emit, "load"):
+        session = _open_session(recipe, run, base_folder, data, emit)
+    with stage(emit, "train"):
+        return _train_session(session, stop_requested, is_resumed=is_resumed)
+
+
+def _open_session(
+    recipe: Recipe, run: RunFolder, base_folder: Path, data: Any, emit: Emit
+) -> Session:
+    """The model with its method attached, ready to train."""
+    from lorakeet.models.load import load_model
+    from lorakeet.models.methods import apply_method
+
+    model, tokenizer = load_model(recipe.base, task=recipe.task, label_names=data.label_names)
+    apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed)
+    return Session(
+        recipe=recipe, run=run, base_folder=base_folder, model=model,
+        tokenizer=tokenizer, data=data, emit=emit,
+    )  # fmt: skip
+
+
+def _train_session(
+    session: Session, stop_requested: Callable[[], bool], *, is_resumed: bool
+) -> Trained:
+    """Runs the loop, writes what was trained and reads it back."""
+    from lorakeet.train.loop import TrainJob, train_model
+
+    run, recipe = session.run, session.recipe
+    job = TrainJob(
+        model=session.model, recipe=recipe, data=session.data, run=run,
+        pad_id=pad_id_of(session.tokenizer),
+        resume_from=run.checkpoints if is_resumed else None,
+    )  # fmt: skip
+    result = train_model(
+        job,
+        emit=session.emit,
+        validate=build_validate(session),
+        stop_requested=stop_requested,
+    )
+    if result.interrupted:
+        session.emit("run_interrupted", step=result.steps)
+        raise InterruptedRun(
+            f"{run.path}: stopped after step {result.steps}; the state is saved. "
+            f"'lorakeet resume {run.path}' goes on from there."
+        )
+    trained = _write_result(session)
+    session.emit(
+        "run_finished", steps=result.steps, values=result.best_values,
+        best_step=result.best_step, stopped_because=result.stopped_because,
+        tokens_per_s=result.tokens_per_s, duration_s=result.duration_s,
+    )  # fmt: skip
+    return Trained(
+        adapter=trained, metrics=dict(result.best_values), folder=run.path,
+        steps=result.steps, stopped_because=result.stopped_because,
+    )  # fmt: skip
+
+
+def _write_result(session: Session) -> Path:
+    """The adapter (or the full model) with its lineage and the tokenizer beside it."""
+    from lorakeet.models.methods import write_trained
+
+    recipe, run = session.recipe, session.run
+    folder = run.adapter if recipe.method.kind == "lora" else run.model
+    lineage = {
+        "base_sha256": sha256_folder(session.base_folder),
+        "data": read_resolved(run)["hashes"]["data"],
+        "labels": list(session.data.label_names),
+    }
+    write_trained(session.model, recipe.method, folder, recipe.base, lineage)
+    session.tokenizer.save_pretrained(folder)
+    return folder
+
+
+def build_validate(session: Session) -> Callable[[], Validation]:
+    """A function that looks at the validation data with the model as it stands."""
+    pad_id = pad_id_of(session.tokenizer)
+
+    def validate() -> Validation:
+        from lorakeet.evaluate.classify import measure_classification
+        from lorakeet.evaluate.perplexity import measure_perplexity
+
+        data = session.data
+        if len(data.validation) == 0:
+            return Validation(values={}, answers=answer_prompts(session))
+        if session.recipe.task == "classify":
+            report = measure_classification(
+                session.model, data.validation, pad_id, data.label_names
+            )
+            values = {"loss": report.loss, "accuracy": report.accuracy, "f1": report.macro_f1}
+            return Validation(values=values)
+        values = measure_perplexity(session.model, data.validation, pad_id)
+        kept = {name: values[name] for name in ("loss", "perplexity")}
+        if not math.isfinite(kept["perplexity"]):
+            kept["perplexity"] = math.inf
+        return Validation(values=kept, answers=answer_prompts(session))
+
+    return validate
+
+
+def answer_prompts(session: Session) -> tuple[tuple[str, str], ...]:
+    """Greedy answers to the recipe's sample prompts, to read with your own eyes."""
+    prompts = session.recipe.train.sample_prompts
+    if not prompts or session.recipe.task == "classify":
+        return ()
+    from lorakeet.base.records import Turn
+    from lorakeet.infer.generate import encode_prompt, generate
+    from lorakeet.infer.sampling import SamplingSettings
+
+    ids = [encode_prompt(session.tokenizer, [Turn(role="user", content=p)]) for p in prompts]
+    settings = SamplingSettings(max_new_tokens=session.recipe.evaluate.max_new_tokens)
+    answers = generate(session.model, session.tokenizer, ids, settings)
+    return tuple((p, answer.text) for p, answer in zip(prompts, answers, strict=True))
+
+
+def pad_id_of(tokenizer: Any) -> int:
+    """The id that fills short rows; any id will do, as attention masks it out."""
+    if tokenizer.pad_token_id is not None:
+        return tokenizer.pad_token_id
+    return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0

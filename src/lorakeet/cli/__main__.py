@@ -1,0 +1,5 @@
+"""``python -m lorakeet.cli`` is ``lorakeet``."""
+
+from lorakeet.cli import main
+
+main()

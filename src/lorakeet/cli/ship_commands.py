@@ -1,0 +1,74 @@
+"""After a run: ``lorakeet merge``, ``serve`` and ``chat``."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from lorakeet.base.errors import RequestError
+from lorakeet.cli.output import CONSOLE, print_done, print_json
+
+Base = Annotated[str, typer.Option(help="A folder, a Hub id, ms://owner/name, or starter.")]
+Adapters = Annotated[list[str] | None, typer.Option("--adapter", help="NAME=FOLDER, repeatable.")]
+
+
+def merge(
+    run: Annotated[Path, typer.Argument(help="The folder of a run.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
+    dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
+) -> None:
+    """Merge a run's adapter into its base and verify the result from disk."""
+    from dataclasses import asdict
+
+    from lorakeet.api.shipping import export_merged
+
+    proof = export_merged(run, out, dtype=dtype)
+    if as_json:
+        print_json(asdict(proof))
+        return
+    for name, figure in proof.figures.items():
+        CONSOLE.print(f"  {name}: {figure}")
+    print_done(f"{out} answers like base + adapter, reloaded from disk in a fresh process")
+
+
+def serve(
+    base: Base,
+    adapter: Adapters = None,
+    host: Annotated[str, typer.Option(help="127.0.0.1 is this machine only.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="The port to listen on.")] = 8000,
+    adapter_root: Annotated[
+        Path | None, typer.Option(help="Adapters below it may be loaded over HTTP.")
+    ] = None,
+) -> None:
+    """Serve one base with many adapters over an OpenAI-compatible API."""
+    from lorakeet.api.shipping import serve as start
+
+    folders = _to_folders(adapter)
+    names = ", ".join(folders) or "no adapter"
+    CONSOLE.print(f"serving {base} with {names} on http://{host}:{port}/v1 (Ctrl-C stops)")
+    start(base, adapters=folders, host=host, port=port, adapter_root=adapter_root)
+
+
+def chat(base: Base = "starter", adapter: Adapters = None) -> None:
+    """Talk to a base and its adapters in the terminal."""
+    from lorakeet.serve.terminal import run_chat
+
+    run_chat(base, {name: Path(path) for name, path in _to_folders(adapter).items()})
+
+
+def _to_folders(adapters: list[str] | None) -> dict[str, str]:
+    """``NAME=FOLDER`` pairs; all malformed ones are told at once."""
+    pairs = [item.partition("=") for item in adapters or []]
+    wrong = [name + equals + folder for name, equals, folder in pairs if not (name and folder)]
+    if wrong:
+        raise RequestError(
+            f"--adapter {', '.join(wrong)}: needed NAME=FOLDER, such as law=runs/law/adapter."
+        )
+    names = [name for name, _, _ in pairs]
+    twice = sorted({name for name in names if names.count(name) > 1})
+    if twice:
+        raise RequestError(f"--adapter names {', '.join(twice)} more than once; names are unique.")
+    return {name: folder for name, _, folder in pairs}
