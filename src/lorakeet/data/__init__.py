@@ -1,0 +1,1 @@
+"""From files to encoded samples: readers, schemas, cleaning, encoding, shards, order."""
