@@ -19,9 +19,9 @@ import io
 import lzma
 import re
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from charset_normalizer import from_bytes
 
@@ -37,11 +37,6 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_OPENERS: dict[str, Callable[[Path], IO[bytes]]] = {
-    ".gz": lambda path: gzip.open(path, "rb"),
-    ".xz": lambda path: lzma.open(path, "rb"),
-    ".bz2": lambda path: bz2.open(path, "rb"),
-}
 _ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
 
 
@@ -52,7 +47,15 @@ def open_bytes(path: Path) -> IO[bytes]:
         DataError: the file is missing or may not be read.
     """
     try:
-        return _OPENERS.get(path.suffix.lower(), lambda plain: plain.open("rb"))(path)
+        match path.suffix.lower():
+            case ".gz":
+                return cast(IO[bytes], gzip.open(path, "rb"))
+            case ".xz":
+                return lzma.open(path, "rb")
+            case ".bz2":
+                return bz2.open(path, "rb")
+            case _:
+                return path.open("rb")
     except OSError as error:
         raise DataError(
             f"{path}: cannot be opened ({error.strerror}). Check the name and who may read it."
