@@ -23,6 +23,7 @@ _FTFY = ftfy.TextFixerConfig(
 )
 _INVISIBLE = re.compile("[\u200b\u2060\ufeff\u00ad\ufffe\uffff]")  # joiners stay: emoji need them
 _ODD_SPACE = re.compile("[\u00a0\u2000-\u200a\u202f\u205f]")  # U+3000 stays: it indents Chinese
+_TERMINAL_COLOUR = re.compile("\x1b\\[[0-9;]*[A-Za-z]")
 _CONTROL = re.compile("[\x00-\x08\x0b-\x1f\x7f]")
 _LINE_END_SPACE = re.compile(r"[ \t]+(?=\n)")
 _BLANK_LINES = re.compile(r"\n{3,}")
@@ -42,7 +43,7 @@ def clean_text(text: str) -> str:
         text = ftfy.fix_text(text, _FTFY)
         text = _ODD_SPACE.sub(" ", _INVISIBLE.sub("", text))
     text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _CONTROL.sub("", text)
+    text = _CONTROL.sub("", _TERMINAL_COLOUR.sub("", text))
     text = _LINE_END_SPACE.sub("", text)
     return _BLANK_LINES.sub("\n\n", text).strip()
 

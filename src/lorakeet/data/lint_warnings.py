@@ -72,8 +72,8 @@ def _cut(report: Report) -> str | None:
     if not report["num_cut"]:
         return None
     return (
-        f"{report['num_cut']:,} samples are longer than data.max_tokens and were cut, so the "
-        "model sees answers that stop in the middle. Raise data.max_tokens or shorten them."
+        f"Samples longer than data.max_tokens that were cut: {report['num_cut']:,}. The model "
+        "sees answers that stop in the middle; raise data.max_tokens or shorten the samples."
     )
 
 
@@ -115,8 +115,8 @@ def _last_answer(report: Report) -> str | None:
     if not number:
         return None
     return (
-        f"{number:,} conversations do not end with an assistant turn; what follows the last "
-        "answer is kept but nothing of it is trained. Remove those turns or add the answers."
+        f"Conversations that do not end with an assistant turn: {number:,}. What follows the last "
+        "answer is kept, but nothing of it is trained. Remove those turns or add the answers."
     )
 
 
@@ -124,7 +124,7 @@ def _label_imbalance(report: Report) -> str | None:
     labels = report["labels"]
     if len(labels) < 2:
         return None
-    (most, num_most), (least, num_least) = max_and_min(labels)
+    (most, num_most), (least, num_least) = max_min(labels)
     if num_most <= MAX_LABEL_RATIO * num_least:
         return None
     return (
@@ -139,7 +139,7 @@ def _rare_labels(report: Report) -> str | None:
         return None
     shown = ", ".join(repr(name) for name in rare[:5]) + (" ..." if len(rare) > 5 else "")
     return (
-        f"{len(rare)} labels have fewer than {FEW_ROWS_PER_LABEL} rows: {shown}. "
+        f"Labels with fewer than {FEW_ROWS_PER_LABEL} rows: {shown} ({len(rare)} in all). "
         "Check them for spelling, merge them or add rows."
     )
 
@@ -158,7 +158,7 @@ def _label_conflicts(report: Report) -> str | None:
     if not number:
         return None
     return (
-        f"{number:,} rows repeat a text under another label, which cannot be learned. "
+        f"Rows that repeat a text under another label, which cannot be learned: {number:,}. "
         "Decide on one label for each text."
     )
 
@@ -174,10 +174,10 @@ def _private_data(report: Report) -> str | None:
     )
 
 
-def max_and_min(counts: Mapping[str, int]) -> tuple[tuple[str, int], tuple[str, int]]:
+def max_min(counts: Mapping[str, int]) -> tuple[tuple[str, int], tuple[str, int]]:
     """The most and the least frequent entries with their counts.
 
-    >>> max_and_min({"a": 3, "b": 1})
+    >>> max_min({"a": 3, "b": 1})
     (('a', 3), ('b', 1))
     """
     most = max(counts, key=lambda name: counts[name])
