@@ -1,0 +1,123 @@
+"""Writes the quickstart's documents and questions: ``python -m starter.build_quickstart``.
+
+Documents: a handbook (PDF), a harbour page (HTML), a Chinese notice (Markdown).
+Rows: ``questions.jsonl`` to train on, with a few blemishes that the linter must
+find; ``heldout.jsonl`` to test on; ``general.jsonl`` against forgetting.
+"""
+
+from __future__ import annotations
+
+import argparse
+import random
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from starter.build_corpus import is_held_out, make_any, to_messages, write_rows
+from starter.facts import FERRIES, asked_facts, chinese_sentences, english_sentences
+from starter.skills import SKILLS
+
+GENERAL_ROWS = 600
+
+
+def write_handbook(path: Path) -> None:
+    """The English handbook as a PDF of two pages."""
+    from fpdf import FPDF
+
+    pdf = FPDF()
+    pdf.set_creation_date(datetime(2026, 1, 1, tzinfo=UTC))
+    pdf.set_title("Kestrel Bay Ferries: handbook")
+    for page, ferries in enumerate((FERRIES[:5], FERRIES[5:]), 1):
+        pdf.add_page()
+        pdf.set_font("Helvetica", style="B", size=16)
+        pdf.cell(
+            0, 12, f"Kestrel Bay Ferries: handbook, part {page}", new_x="LMARGIN", new_y="NEXT"
+        )
+        pdf.set_font("Helvetica", size=11)
+        for ferry in ferries:
+            pdf.multi_cell(0, 7, english_sentences(ferry), new_x="LMARGIN", new_y="NEXT")
+            pdf.ln(3)
+    pdf.output(str(path))
+
+
+def write_harbours(path: Path) -> None:
+    """The harbour page as HTML: a paragraph a boat and a table."""
+    rows = "\n".join(
+        f"<tr><td>{f.name}</td><td>{f.home}</td><td>{f.cargo}</td><td>{f.code}</td></tr>"
+        for f in FERRIES
+    )
+    paragraphs = "\n".join(
+        f"<p>{f.home} is the home harbour of the {f.name}. Captain {f.captain} brings {f.cargo} "
+        f"to {f.home} under route code {f.code}.</p>"
+        for f in FERRIES
+    )
+    path.write_text(
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Harbours of Kestrel Bay</title>"
+        "</head>\n<body><nav>Home | Timetable | Contact</nav>\n<article><h1>Harbours of Kestrel Bay</h1>\n"
+        f"{paragraphs}\n<h2>All boats</h2>\n<table>\n<tr><th>Boat</th><th>Harbour</th><th>Cargo</th>"
+        f"<th>Code</th></tr>\n{rows}\n</table></article>\n<footer>Written for Lorakeet</footer></body></html>\n",
+        encoding="utf-8",
+    )
+
+
+def write_notice(path: Path) -> None:
+    """The Chinese notice as Markdown, a section a boat."""
+    sections = "\n\n".join(f"## {f.chinese_name}\n\n{chinese_sentences(f)}" for f in FERRIES)
+    path.write_text(f"# 红隼湾渡轮公告\n\n{sections}\n", encoding="utf-8")
+
+
+def question_rows() -> list[dict[str, Any]]:
+    """Training rows in Alpaca's fields, blemishes included."""
+    rows: list[dict[str, Any]] = [
+        {"instruction": asked.question, "input": "", "output": asked.answer}
+        for asked in asked_facts()
+        if not asked.is_held_out
+    ]
+    blemishes = [
+        dict(rows[0]),
+        {"instruction": "Who repairs the boats?", "input": "", "output": ""},
+        {"instruction": "How do I reach the office?", "input": "",
+         "output": "Write to office@kestrel-bay.example or call +44 20 7946 0958."},
+    ]  # fmt: skip
+    return rows + blemishes
+
+
+def held_out_rows() -> list[dict[str, Any]]:
+    """The held-out phrasing of every fact."""
+    return [
+        {"messages": [{"role": "user", "content": asked.question}], "answer": asked.answer,
+         "group": asked.attribute}
+        for asked in asked_facts()
+        if asked.is_held_out
+    ]  # fmt: skip
+
+
+def general_rows(seed: int = 11) -> list[dict[str, Any]]:
+    """Rows of the starter's own skills, none of them held out."""
+    rng = random.Random(seed)
+    skills = [*SKILLS, "obey"]
+    rows: list[dict[str, Any]] = []
+    while len(rows) < GENERAL_ROWS:
+        item = make_any(rng, skills[len(rows) % len(skills)])
+        if not is_held_out(item.prompt):
+            rows.append({"messages": to_messages(item, with_answer=True)})
+    return rows
+
+
+def main() -> None:
+    """Writes the whole folder."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--out", type=Path, default=Path("src/lorakeet/embedded/quickstart"))
+    out = parser.parse_args().out
+    documents = out / "documents"
+    documents.mkdir(parents=True, exist_ok=True)
+    write_handbook(documents / "handbook.pdf")
+    write_harbours(documents / "harbours.html")
+    write_notice(documents / "notice.md")
+    write_rows(documents / "questions.jsonl", question_rows())
+    write_rows(out / "heldout.jsonl", held_out_rows())
+    write_rows(out / "general.jsonl", general_rows())
+
+
+if __name__ == "__main__":
+    main()
