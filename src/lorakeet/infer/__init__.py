@@ -1,0 +1,1 @@
+"""From a model and prompts to text: settings, the choice of a token, generation, streaming."""
