@@ -278,3 +278,11 @@ def test_real_rows_are_all_read(shared):
     assert len(rows) == 14996 and rows[-1].origin.line == 14996 and not dropped
     rows, dropped = read(shared / "data/llamafactory_demo/alpaca_zh_demo.json")
     assert len(rows) == 1000 and not dropped
+
+
+def test_half_a_surrogate_pair_never_passes(tmp_path):
+    path = tmp_path / "half.json"
+    path.write_text('[{"text": "\\ud800"}, {"text": "good"}, {"text": "cut')
+    rows, dropped = read(path)
+    assert [row.fields["text"] for row in rows] == ["good"]
+    assert codes_of(dropped) == [(1, "bad-encoding"), (3, "bad-json")]

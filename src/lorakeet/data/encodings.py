@@ -37,7 +37,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
-_ESCAPED_BYTE = re.compile("[\udc80-\udcff]")
+_ESCAPED_BYTE = re.compile("[\ud800-\udfff]")
 
 
 def open_bytes(path: Path) -> IO[bytes]:
@@ -143,11 +143,16 @@ def read_text(path: Path) -> str:
 def find_bad_byte(text: str) -> str | None:
     """The first byte that did not fit the encoding, as ``0xff``, or None.
 
+    Half a surrogate pair, which JSON can smuggle in as ``\\ud800``, is found likewise.
+
     >>> find_bad_byte(b"ab\\xff".decode("utf-8", "surrogateescape")), find_bad_byte("ab")
     ('0xff', None)
     """
     found = _ESCAPED_BYTE.search(text)
-    return f"0x{ord(found.group()) - 0xDC00:02x}" if found else None
+    if found is None:
+        return None
+    code = ord(found.group())
+    return f"0x{code - 0xDC00:02x}" if 0xDC80 <= code <= 0xDCFF else f"\\u{code:04x}"
 
 
 def iterate_lines(path: Path) -> Iterator[tuple[int, str]]:

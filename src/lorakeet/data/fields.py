@@ -80,7 +80,8 @@ def _is_sharegpt(items: Any) -> bool:
 
 
 def _has_choices(fields: Fields) -> bool:
-    return find_field(fields, "choices") is not None or all(name in fields for name in "abcd")
+    listed = value_of(fields, "choices")
+    return isinstance(listed, (list, tuple)) or all(name in fields for name in "abcd")
 
 
 def find_field(fields: Fields, kind: str) -> str | None:
@@ -114,7 +115,7 @@ def question_of(fields: Fields, name: str) -> str:
         return to_text(value_of(fields, "prompt"))
     question = to_text(value_of(fields, "question") or value_of(fields, "prompt"))
     choices = value_of(fields, "choices")
-    if choices is None:
+    if not isinstance(choices, (list, tuple)):
         letters = [letter for letter in _LETTERS if letter.lower() in fields]
         choices = [fields[letter.lower()] for letter in letters]
     listed = [

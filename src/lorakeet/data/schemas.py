@@ -111,7 +111,8 @@ def _to_turns(fields: Fields, name: str) -> tuple[Turn, ...]:
             )
         return read_turns(_to_list(value_of(fields, "messages")))
     history = []
-    for pair in fields.get("history") or ():
+    earlier = fields.get("history") or ()
+    for pair in earlier if isinstance(earlier, (list, tuple)) else [earlier]:
         if not isinstance(pair, (list, tuple)) or len(pair) != 2:
             raise RowError(
                 "history needs pairs [question, answer]. Rewrite it so.", code="bad-turn"

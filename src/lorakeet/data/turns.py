@@ -11,9 +11,10 @@ thought between <think> tags, and the list of tools closes the system prompt.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from typing import Any, cast
+from typing import Any
 
 import orjson
 
@@ -68,8 +69,9 @@ def _read_turn(item: Any, number: int) -> Turn:
     content = to_text(item.get("content", item.get("value")), number)
     if str(name).lower() in _CALL_ROLES:
         content = _wrap("tool_call", content)
-    for call in item.get("tool_calls") or ():
-        content = f"{content}\n{_render_call(call)}".strip()
+    calls = item.get("tool_calls")
+    for call in calls if isinstance(calls, list) else ():
+        content = f"{content}\n{_render_call(call, number)}".strip()
     thought = item.get("reasoning_content")
     if thought:
         content = f"{_wrap('think', str(thought))}\n\n{content}"
@@ -101,7 +103,12 @@ def to_text(content: Any, number: int = 1) -> str:
         return str(content)
     if isinstance(content, list):
         return "\n".join(_part_to_text(part, number) for part in content)
-    return orjson.dumps(content).decode()
+    return to_json(content)
+
+
+def to_json(value: Any) -> str:
+    """A value as compact JSON in plain characters; dates and bytes of Parquet become text."""
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":"), default=str)
 
 
 def _part_to_text(part: Any, number: int) -> str:
@@ -121,15 +128,21 @@ def _part_to_text(part: Any, number: int) -> str:
     )
 
 
-def _render_call(call: Mapping[str, Any]) -> str:
+def _render_call(call: Any, number: int) -> str:
     """One entry of OpenAI's ``tool_calls``; arguments come as an object or as JSON text."""
-    function = call.get("function", call)
+    function = call.get("function", call) if isinstance(call, Mapping) else None
+    if not isinstance(function, Mapping):
+        raise RowError(
+            f"turn {number} calls a tool as {str(call)[:40]!r}; needed is an object with a name "
+            "and arguments. Rewrite it.",
+            code="bad-turn",
+        )
     arguments = function.get("arguments", {})
     if isinstance(arguments, str):
         with suppress(orjson.JSONDecodeError):  # broken arguments are kept as they are
             arguments = orjson.loads(arguments)
-    rendered = orjson.dumps({"name": function.get("name"), "arguments": arguments})
-    return _wrap("tool_call", rendered.decode())
+    rendered = to_json({"name": function.get("name"), "arguments": arguments})
+    return _wrap("tool_call", rendered)
 
 
 def _wrap(tag: str, text: str) -> str:
@@ -155,5 +168,7 @@ def with_system(turns: tuple[Turn, ...], system: str, tools: str) -> tuple[Turn,
 
 def tools_to_text(tools: Any) -> str:
     """The ``tools`` field of a row as JSON text; empty when there are none."""
-    text = tools if isinstance(tools, str) else orjson.dumps(tools).decode() if tools else ""
-    return "" if cast(str, text).strip() in ("", "[]", "{}", "null") else text.strip()
+    if not tools:
+        return ""
+    text = tools.strip() if isinstance(tools, str) else to_json(tools)
+    return "" if text in ("[]", "{}", "null") else text
