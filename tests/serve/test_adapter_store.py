@@ -47,7 +47,10 @@ def test_a_version_is_chosen_by_its_first_digits():
             store.acquire(wrong)
 
 
-@pytest.mark.parametrize("name", ["", "../x", "a/b", "-a", ".a", "a" * 65, "a b", "a\n", "é", "base"])
+HOSTILE = ["", "../x", "a/b", "-a", ".a", "a" * 65, "a b", "a\n", "é", "base", "a\0", "C:\\x"]
+
+
+@pytest.mark.parametrize("name", HOSTILE)
 def test_names_that_are_paths_or_the_base_are_refused(name):
     with pytest.raises(RequestError):
         AdapterStore(("base",)).publish(name, version_of("a"))

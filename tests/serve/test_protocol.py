@@ -16,8 +16,10 @@ def chat(**fields):
 
 
 def test_fields_that_clients_send_and_that_change_nothing_are_passed_over():
-    asked = chat(n=1, user="u", store=False, metadata={}, tools=[], logprobs=False, logit_bias={},
-                 response_format={"type": "text"}, frequency_penalty=0.0, service_tier="auto")  # fmt: skip
+    asked = chat(
+        n=1, user="u", store=False, metadata={}, tools=[], logprobs=False, logit_bias={},
+        response_format={"type": "text"}, frequency_penalty=0.0, service_tier="auto",
+    )  # fmt: skip
     assert asked.model == "m"
 
 
@@ -49,9 +51,13 @@ def test_all_mistakes_of_a_body_are_told_at_once():
 
 
 def test_content_may_be_text_or_parts_and_developer_means_system():
-    asked = chat(messages=[{"role": "developer", "content": "be short"},
-                           {"role": "user", "content": [{"type": "text", "text": "a"},
-                                                        {"type": "text", "text": "b"}]}])  # fmt: skip
+    parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
+    asked = chat(
+        messages=[
+            {"role": "developer", "content": "be short"},
+            {"role": "user", "content": parts},
+        ]
+    )
     turns = [message.to_turn() for message in asked.messages]
     assert turns == [Turn(role="system", content="be short"), Turn(role="user", content="ab")]
 

@@ -37,12 +37,6 @@ def test_the_oldest_leads_and_its_group_joins_in_order():
     assert [names_of(batch) for batch in drain(scheduler)] == [["a1", "a2", "a3"], ["b1"], ["c1"]]
 
 
-def test_a_request_without_a_group_runs_alone():
-    scheduler = Scheduler(BatchLimits())
-    submit_all(scheduler, [Asked("x", None), Asked("y", None)])
-    assert [names_of(batch) for batch in drain(scheduler)] == [["x"], ["y"]]
-
-
 def test_batches_keep_to_rows_and_padded_tokens():
     scheduler = Scheduler(BatchLimits(max_rows=3, max_tokens=100, max_waiting=100))
     submit_all(scheduler, [Asked(str(n), "g") for n in range(7)])

@@ -25,8 +25,6 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import jinja2
-
 from lorakeet.base.errors import LorakeetError, MachineError, RequestError
 from lorakeet.base.records import Completion, Turn
 from lorakeet.infer.generate import encode_prompt, generate
@@ -124,19 +122,16 @@ class Engine:
         Raises:
             RequestError: the base's chat template refuses this order of turns.
         """
-        try:
-            with self._tokenizer_lock:
-                return tuple(encode_prompt(self.tokenizer, list(turns)))
-        except jinja2.TemplateError as error:
-            raise RequestError(
-                f"The chat template of {self.store.base_names[0]} refuses these messages: {error}. "
-                "Most templates want user and assistant in turns, after at most one system message."
-            ) from error
+        with self._tokenizer_lock:
+            return tuple(encode_prompt(self.tokenizer, turns))
 
     def encode_text(self, text: str) -> tuple[int, ...]:
-        """Token ids of plain text, as the tokenizer begins a text."""
+        """Token ids of plain text as the tokenizer begins one, without an EOS that would end it."""
         with self._tokenizer_lock:
-            return tuple(self.tokenizer(text)["input_ids"])
+            ids = list(self.tokenizer(text)["input_ids"])
+        while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
+            ids.pop()
+        return tuple(ids)
 
     def submit(self, job: Job, sink: Sink) -> Ticket:
         """Queues a job and returns at once; the answer comes to ``sink``.
@@ -248,14 +243,13 @@ class Engine:
         self._running = batch
         begin = time.monotonic()
         self._residents.switch_to(batch[0].version)
-        longest = max(ticket.max_new_tokens for ticket in batch)
         completions = generate(
             self.model,
             self.tokenizer,
-            [list(ticket.job.prompt) for ticket in batch],
-            replace(batch[0].job.sampling, max_new_tokens=longest),
+            [ticket.job.prompt for ticket in batch],
+            [ticket.job.sampling for ticket in batch],
             on_text=lambda row, text: batch[row].send_text(text),
-            cancelled=lambda: all(ticket.is_cancelled for ticket in batch),
+            cancelled=lambda: {row for row, ticket in enumerate(batch) if ticket.is_cancelled},
         )
         self.counts.batches += 1
         self.counts.busy_s += time.monotonic() - begin

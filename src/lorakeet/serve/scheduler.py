@@ -1,9 +1,9 @@
 """Which requests are answered together, and in which order: plain Python, no tensors.
 
-Requests that agree on everything one forward pass must share (the adapter and
-the way tokens are drawn) have equal ``group`` and may form a batch.  The oldest
-waiting request always leads the next batch, so none starves; the others of its
-group join it in the order they came, as far as the limits allow:
+Requests that agree on what one forward pass must share (the adapter version)
+have equal ``group`` and may form a batch.  The oldest waiting request always
+leads the next batch, so none starves; the others of its group join it in the
+order they came, as far as the limits allow:
 
     waiting, oldest first   a1  b1  a2  c1  a3        batches   [a1 a2 a3] [b1] [c1]
 
@@ -41,7 +41,7 @@ class Schedulable(Protocol):
 
     @property
     def group(self) -> Hashable:
-        """Requests of one group may share a batch; None runs alone."""
+        """Requests of one group may share a batch."""
 
     @property
     def num_prompt_tokens(self) -> int:
@@ -111,11 +111,10 @@ class Scheduler:
             if not self._waiting:
                 return []
             batch = [self._waiting.popleft()]
-            if batch[0].group is not None:
-                for request in list(self._waiting):
-                    if request.group == batch[0].group and self._fits([*batch, request]):
-                        batch.append(request)
-                        self._waiting.remove(request)
+            for request in list(self._waiting):
+                if request.group == batch[0].group and self._fits([*batch, request]):
+                    batch.append(request)
+                    self._waiting.remove(request)
             return batch
 
     def take_cancelled(self) -> list[Schedulable]:

@@ -13,7 +13,7 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Hashable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from lorakeet.base.errors import LorakeetError
 from lorakeet.base.records import Completion
@@ -86,15 +86,8 @@ class Ticket:
 
     @property
     def group(self) -> Hashable:
-        """Greedy requests of one adapter and equal stops share a batch.
-
-        A sampled request runs alone: its draws then depend on its seed only, not
-        on who else happened to be waiting.
-        """
-        if self.job.sampling.temperature > 0:
-            return None
-        digest = self.version.digest if self.version else ""
-        return digest, replace(self.job.sampling, max_new_tokens=1, seed=0)
+        """Requests of one adapter version share a batch; all else is settled row by row."""
+        return self.version.digest if self.version else "base"
 
     @property
     def num_prompt_tokens(self) -> int:

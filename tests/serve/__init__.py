@@ -1,0 +1,1 @@
+"""The server from its parts to the official client."""
