@@ -1,0 +1,220 @@
+"""Base models and tokenizers, from a folder, the Hub, ModelScope, or what ships with Lorakeet.
+
+This is the only file that names transformers' model classes.  Weights come from
+safetensors alone: a pickle can run code when it is opened.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from lorakeet.base.errors import FileFormatError, MachineError, RequestError
+
+EMBEDDED_STARTER = Path(__file__).resolve().parents[1] / "embedded" / "starter"
+STARTER = "starter"
+MODELSCOPE = "ms://"
+_WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")
+
+
+def resolve_base(base: str) -> Path:
+    """The folder of a base model, fetched when it is not on this machine.
+
+    Args:
+        base: ``starter``, a folder, ``owner/name`` on the Hub, or ``ms://owner/name``.
+
+    Raises:
+        RequestError: there is no such folder or name.
+        MachineError: the hub cannot be reached or its client is not installed.
+        FileFormatError: the folder holds no model.
+    """
+    if base == STARTER:
+        return _checked(EMBEDDED_STARTER)
+    folder = Path(base).expanduser()
+    if folder.is_dir():
+        return _checked(folder)
+    if base.startswith(MODELSCOPE):
+        return _checked(_fetch_from_modelscope(base.removeprefix(MODELSCOPE)))
+    looks_like_path = base.startswith((".", "/", "~")) or base.count("/") != 1
+    if looks_like_path:
+        raise RequestError(
+            f"base '{base}': there is no such folder. Needed is a folder with config.json, a Hub "
+            "id such as HuggingFaceTB/SmolLM2-135M-Instruct, ms://owner/name, or starter."
+        )
+    return _checked(_fetch_from_hub(base))
+
+
+def read_tokenizer(base: str) -> Any:
+    """The fast tokenizer of a base model, as it lies beside the weights.
+
+    Raises:
+        FileFormatError: the folder has no tokenizer that can be read.
+    """
+    from transformers import AutoTokenizer
+
+    folder = resolve_base(base)
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(
+            folder, trust_remote_code=False, clean_up_tokenization_spaces=False
+        )
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(
+            f"{folder}: no readable tokenizer ({_first_line(error)}). Needed is a tokenizer.json."
+        ) from error
+    if not getattr(tokenizer, "is_fast", False):
+        raise FileFormatError(
+            f"{folder}: only a slow tokenizer is there, which gives no character offsets. Needed "
+            "is a tokenizer.json; transformers can convert most."
+        )
+    return tokenizer
+
+
+def load_model(
+    base: str,
+    *,
+    task: str = "chat",
+    label_names: Sequence[str] = (),
+    dtype: str = "auto",
+) -> tuple[Any, Any]:
+    """A base model in evaluation mode with its tokenizer, on the best device here.
+
+    Args:
+        task: ``chat`` and ``text`` load a decoder with its output head, ``classify`` an
+            encoder or decoder with a classification head of ``len(label_names)`` rows.
+        dtype: ``auto`` is float32 on a CPU (bfloat16 checkpoints widen without loss) and
+            bfloat16 on a GPU.
+
+    Returns:
+        (model, tokenizer).
+
+    Raises:
+        FileFormatError: no safetensors, missing weights, or an unknown architecture.
+    """
+    import torch
+
+    folder = resolve_base(base)
+    tokenizer = read_tokenizer(base)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    name = ("bfloat16" if device == "cuda" else "float32") if dtype == "auto" else dtype
+    model = _load_class(folder, task, list(label_names), getattr(torch, name), tokenizer)
+    return model.to(device).eval(), tokenizer
+
+
+def _load_class(folder: Path, task: str, label_names: list[str], dtype: Any, tokenizer: Any) -> Any:
+    """The model of a task with strict weights: only a new classification head may be missing."""
+    from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    settings: dict[str, Any] = {
+        "dtype": dtype,
+        "use_safetensors": True,
+        "trust_remote_code": False,
+        "output_loading_info": True,
+    }
+    model_class: Any = AutoModelForCausalLM
+    if task == "classify":
+        model_class = AutoModelForSequenceClassification
+        settings["num_labels"] = len(label_names)
+        settings["id2label"] = dict(enumerate(label_names))
+        settings["label2id"] = {label: number for number, label in enumerate(label_names)}
+        settings["ignore_mismatched_sizes"] = True
+    _seed_new_head()
+    try:
+        model, info = model_class.from_pretrained(folder, **settings)
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(
+            f"{folder}: the model cannot be loaded ({_first_line(error)}). Needed are config.json "
+            "of an architecture that transformers knows, and all weights as safetensors."
+        ) from error
+    missing = sorted(info["missing_keys"])
+    heads = ("classifier", "score", "pre_classifier", "pooler", "classification_head", "summary")
+    lost = [key for key in missing if task != "classify" or not any(h in key for h in heads)]
+    if lost:
+        raise FileFormatError(
+            f"{folder}: {len(lost)} weights are missing, such as {', '.join(lost[:3])}. The files "
+            "are incomplete or of another architecture; fetch the model again."
+        )
+    if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
+    return model
+
+
+def _seed_new_head() -> None:
+    """A new classification head is drawn from a fixed seed, so that two loads agree."""
+    import torch
+
+    torch.manual_seed(0)
+
+
+def _checked(folder: Path) -> Path:
+    """A folder that holds a configuration and safe weights.
+
+    Raises:
+        FileFormatError: it does not.
+    """
+    if not (folder / "config.json").is_file():
+        raise FileFormatError(
+            f"{folder}: there is no config.json, so this is no model folder. An adapter folder is "
+            "given as --adapter, not as base."
+        )
+    try:
+        json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise FileFormatError(f"{folder}/config.json: not JSON ({error}).") from error
+    has_safe = any(folder.glob("*.safetensors"))
+    if not has_safe and any(folder.glob("*.bin")):
+        raise FileFormatError(
+            f"{folder}: the weights are a pickle (.bin), which can run code when it is opened. "
+            "Needed are safetensors; most Hub models offer both."
+        )
+    return folder
+
+
+def _fetch_from_hub(name: str) -> Path:
+    """A snapshot of a Hub model without pickles; ``HF_ENDPOINT`` is honoured."""
+    from huggingface_hub import snapshot_download
+    from huggingface_hub.errors import (
+        HfHubHTTPError,
+        LocalEntryNotFoundError,
+        RepositoryNotFoundError,
+    )
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=list(_WANTED_FILES)))
+    except RepositoryNotFoundError as error:
+        raise RequestError(
+            f"base '{name}': the Hub knows no such model, or it is private. Check the spelling, "
+            "or log in with 'hf auth login'."
+        ) from error
+    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
+        raise MachineError(
+            f"base '{name}': no such folder here, and the Hub cannot be reached "
+            f"({_first_line(error)}). Check the network, or name a folder, or 'starter'."
+        ) from error
+
+
+def _fetch_from_modelscope(name: str) -> Path:
+    """A snapshot of a ModelScope model, through its own client."""
+    try:
+        from modelscope_hub import snapshot_download
+    except ImportError:
+        try:
+            from modelscope import snapshot_download
+        except ImportError as error:
+            raise MachineError(
+                f"base 'ms://{name}': ModelScope's client is not installed. "
+                "'pip install modelscope-hub' adds it."
+            ) from error
+    try:
+        return Path(snapshot_download(name))
+    except (OSError, ValueError) as error:
+        raise MachineError(
+            f"base 'ms://{name}': ModelScope gave no model ({_first_line(error)}). Check the name "
+            "and the network."
+        ) from error
+
+
+def _first_line(error: BaseException) -> str:
+    """The head of a library's message."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,1 @@
+"""Training: one exact optimiser step, repeated, watched, stopped and resumed."""

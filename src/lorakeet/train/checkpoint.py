@@ -1,0 +1,200 @@
+"""The state of a run on disk, published whole or not at all.
+
+    .step-000200.tmp/   files written and flushed one by one
+    manifest.json       size and SHA-256 of each file, written last
+    rename              to step-000200: from here on the checkpoint exists
+    retention           only then are older ones removed
+
+Reading starts with the newest, verifies every hash, and falls back loudly.
+Tensors are safetensors, the rest is JSON: nothing on disk can run code.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from lorakeet.base.errors import FileFormatError
+from lorakeet.base.events import Emit
+from lorakeet.base.run_folder import read_json, sha256_file, to_disk_error
+
+FORMAT = 1
+KEPT = 2
+_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Checkpoint:
+    """Everything that a run goes on from.
+
+    Args:
+        trained: name -> trained tensor.
+        moments: ``<name>|exp_avg`` and its like.
+        best: trained tensors of the best validation; empty before the first.
+        progress: plain values: early stopping, running loss, tokens.
+    """
+
+    step: int
+    trained: Mapping[str, Tensor]
+    moments: Mapping[str, Tensor]
+    best: Mapping[str, Tensor]
+    progress: Mapping[str, Any]
+
+
+def write_checkpoint(folder: Path, state: Checkpoint, *, num_kept: int = KEPT) -> Path:
+    """Publishes a checkpoint as ``step-<number>`` and then removes the oldest.
+
+    Args:
+        folder: the run's ``checkpoints``.
+
+    Raises:
+        MachineError: the disk is full; older checkpoints are untouched.
+    """
+    final = folder / f"step-{state.step:06d}"
+    beside = folder / f".{final.name}.tmp"
+    shutil.rmtree(beside, ignore_errors=True)
+    tensors = {"trained": state.trained, "moments": state.moments, "best": state.best}
+    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    try:
+        beside.mkdir(parents=True)
+        for name, group in tensors.items():
+            kept = {key: tensor.detach().contiguous() for key, tensor in group.items()}
+            save_file(kept, beside / f"{name}.safetensors")
+        content = {"step": state.step, **state.progress}
+        (beside / "progress.json").write_text(json.dumps(content), encoding="utf-8")
+        _write_manifest(beside, state.step)
+        shutil.rmtree(final, ignore_errors=True)
+        beside.replace(final)
+        _flush_folder(folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        raise to_disk_error(error, final, needed) from error
+    for older in _newest_first(folder)[num_kept:]:
+        shutil.rmtree(older, ignore_errors=True)
+    return final
+
+
+def read_newest_checkpoint(folder: Path, emit: Emit) -> Checkpoint | None:
+    """The newest checkpoint whose every byte is as it was written, or None.
+
+    Damaged ones are passed over with an alarm that names the file.
+    """
+    for path in _newest_first(folder):
+        try:
+            return _read(path)
+        except FileFormatError as error:
+            emit("alarm", code="damaged-checkpoint", step=0, message=f"{error} Falling back.")
+    return None
+
+
+def collect_state(model: nn.Module) -> dict[str, Tensor]:
+    """A copy of every trained tensor by name."""
+    return {
+        name: parameter.detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter.requires_grad
+    }
+
+
+def restore_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
+    """Puts trained tensors back, strictly.
+
+    Raises:
+        FileFormatError: names or shapes differ from what is trained.
+    """
+    own = {name: p for name, p in model.named_parameters() if p.requires_grad}
+    if own.keys() != tensors.keys():
+        odd = sorted(own.keys() ^ tensors.keys())[:3]
+        raise FileFormatError(
+            f"the checkpoint trains other parameters than the recipe (such as {', '.join(odd)}). "
+            "Resume with the recipe that the run was started with."
+        )
+    with torch.no_grad():
+        for name, parameter in own.items():
+            if parameter.shape != tensors[name].shape:
+                raise FileFormatError(
+                    f"{name}: shape {tuple(tensors[name].shape)} in the checkpoint, "
+                    f"{tuple(parameter.shape)} in the model. Resume with the run's own recipe."
+                )
+            parameter.copy_(tensors[name])
+
+
+def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """The optimiser's state by parameter name."""
+    return {
+        f"{name}|{key}": optimizer.state[parameter][key].detach().clone()
+        for name, parameter in model.named_parameters()
+        if parameter in optimizer.state
+        for key in _MOMENTS
+    }
+
+
+def restore_moments(
+    model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]
+) -> None:
+    """Puts the optimiser's state back."""
+    for name, parameter in model.named_parameters():
+        if f"{name}|step" in moments:
+            optimizer.state[parameter] = {
+                key: moments[f"{name}|{key}"].to(parameter.device) for key in _MOMENTS
+            }
+
+
+def _read(path: Path) -> Checkpoint:
+    """One checkpoint, every file verified against the manifest."""
+    manifest = read_json(path / "manifest.json")
+    if manifest.get("format") != FORMAT:
+        raise FileFormatError(f"{path}: a checkpoint of format {manifest.get('format')}.")
+    for name, entry in manifest["files"].items():
+        file = path / name
+        if not file.is_file() or file.stat().st_size != entry["bytes"]:
+            raise FileFormatError(f"{file}: missing or truncated.")
+        if sha256_file(file) != entry["sha256"]:
+            raise FileFormatError(f"{file}: its bytes are not those that were written.")
+    progress = read_json(path / "progress.json")
+    tensors = {
+        name: load_file(path / f"{name}.safetensors") for name in ("trained", "moments", "best")
+    }
+    return Checkpoint(step=progress.pop("step"), progress=progress, **tensors)
+
+
+def _write_manifest(folder: Path, step: int) -> None:
+    """Flushes every file, then writes and flushes the manifest over them."""
+    files = {}
+    for path in sorted(folder.iterdir()):
+        _flush(path)
+        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+    manifest = folder / "manifest.json"
+    manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
+    _flush(manifest)
+    _flush_folder(folder)
+
+
+def _flush(path: Path) -> None:
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+
+
+def _flush_folder(folder: Path) -> None:
+    """Makes names durable; Windows has no such call and needs none."""
+    if os.name == "posix":
+        descriptor = os.open(folder, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+def _newest_first(folder: Path) -> list[Path]:
+    """Published checkpoints, the highest step first."""
+    found: Iterator[Path] = folder.glob("step-*") if folder.is_dir() else iter(())
+    return sorted(found, key=lambda path: path.name, reverse=True)

@@ -1,0 +1,252 @@
+"""The training loop: steps, looks at the validation data, checkpoints, an end.
+
+Who watches and who validates are arguments, so this floor knows neither the
+console nor the evaluation.  Rows, rates and dropout follow from (seed, step)
+alone; with the tensors of a checkpoint that makes a resumed run bit-identical.
+"""
+
+from __future__ import annotations
+
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from lorakeet.base.events import Emit
+from lorakeet.base.recipe import Recipe
+from lorakeet.base.records import StepReport, Validation
+from lorakeet.base.run_folder import RunFolder
+from lorakeet.data.order import StepOrder
+from lorakeet.data.prepare import PreparedData
+from lorakeet.train.checkpoint import (
+    Checkpoint,
+    collect_moments,
+    collect_state,
+    read_newest_checkpoint,
+    restore_moments,
+    restore_state,
+    write_checkpoint,
+)
+from lorakeet.train.optimizer import build_optimizer, set_rate
+from lorakeet.train.schedule import rate_at
+from lorakeet.train.step import StepResult, StepRunner
+from lorakeet.train.stopping import BestTracker
+
+LOOKS_PER_RUN = 10
+AUTO_MICRO_BATCH_TOKENS = 2048
+RECENT_STEPS = 50
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainJob:
+    """What is trained, on what, and where.
+
+    Args:
+        resume_from: the folder of checkpoints to go on from, or None for a new run.
+    """
+
+    model: nn.Module
+    recipe: Recipe
+    data: PreparedData
+    run: RunFolder
+    pad_id: int
+    resume_from: Path | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """How a run ended.
+
+    Args:
+        steps: the last step that was made.
+        stopped_because: a finished sentence.
+        tokens_per_s: real tokens over the time inside steps.
+    """
+
+    steps: int
+    best_step: int
+    best_values: dict[str, float]
+    stopped_because: str
+    tokens_per_s: float
+    duration_s: float
+    interrupted: bool
+
+
+class TrainLoop:
+    """A run in progress; ``train_model`` is its one user."""
+
+    def __init__(self, job: TrainJob, emit: Emit, validate: Callable[[], Validation]) -> None:
+        settings = job.recipe.train
+        self.job, self.emit, self.validate = job, emit, validate
+        self.settings = settings
+        self.order = StepOrder(
+            job.data.train.source_of,
+            [source.weight for source in job.recipe.data.train],
+            batch_size=settings.batch_size, seed=settings.seed,
+            epochs=settings.epochs, max_steps=settings.max_steps,
+        )  # fmt: skip
+        self.runner = _build_runner(job)
+        self.tracker = BestTracker.build(
+            settings.early_stopping, is_classifier=job.recipe.task == "classify"
+        )
+        auto = max(1, -(-self.order.num_steps // LOOKS_PER_RUN))
+        every = settings.evaluate_every_steps
+        self.look_every = auto if every == "auto" else every
+        self.best: dict[str, Tensor] = {}
+        self.step = 0
+        self.recent: deque[float] = deque(maxlen=RECENT_STEPS)
+        self.num_tokens = 0
+        self.step_time_s = 0.0
+
+    def restore(self) -> None:
+        """Takes up the newest good checkpoint; with none the run starts anew."""
+        state = read_newest_checkpoint(self.job.resume_from, self.emit)
+        if state is None:
+            return
+        restore_state(self.job.model, state.trained)
+        restore_moments(self.job.model, self.runner.optimizer, state.moments)
+        self.best = dict(state.best)
+        self.step = state.step
+        self.tracker.restore(state.progress)
+        self.recent.extend(state.progress["recent_losses"])
+        self.num_tokens = state.progress["num_tokens"]
+        self.step_time_s = state.progress["step_time_s"]
+
+    def save(self) -> None:
+        """Publishes a checkpoint of this moment."""
+        progress = {
+            **self.tracker.to_progress(),
+            "recent_losses": list(self.recent),
+            "num_tokens": self.num_tokens,
+            "step_time_s": self.step_time_s,
+        }
+        path = write_checkpoint(
+            self.job.run.checkpoints,
+            Checkpoint(
+                step=self.step,
+                trained=collect_state(self.job.model),
+                moments=collect_moments(self.job.model, self.runner.optimizer),
+                best=self.best,
+                progress=progress,
+            ),
+        )
+        self.emit("checkpoint", step=self.step, path=str(path))
+
+    def make_step(self) -> None:
+        """One optimiser step and its event."""
+        self.step += 1
+        rate = rate_at(self.step, self.order.num_steps, self.settings)
+        set_rate(self.runner.optimizer, rate)
+        rows = [self.job.data.train[row] for row in self.order.rows_of_step(self.step)]
+        self.job.model.train()
+        result = self.runner.run(rows, (self.settings.seed, self.step))
+        self.recent.append(result.loss)
+        self.num_tokens += result.num_tokens
+        self.step_time_s += result.duration_s
+        self._report(result, rate)
+
+    def look(self) -> None:
+        """Validates, remembers the best weights, and tells what was seen."""
+        self.job.model.eval()
+        with torch.no_grad():
+            seen = self.validate()
+        if seen.values:
+            train_loss = sum(self.recent) / len(self.recent) if self.recent else None
+            self.emit("evaluation", step=self.step, values=seen.values, train_loss=train_loss)
+        if seen.answers:
+            self.emit("sample_answers", step=self.step, answers=seen.answers)
+        if self.tracker.observe(self.step, seen.values):
+            self.best = collect_state(self.job.model)
+
+    def is_due(self, every: int) -> bool:
+        """Whether a periodic act falls on this step; the last step always counts."""
+        return self.step % every == 0 or self.step == self.order.num_steps
+
+    def finish(self) -> None:
+        """Leaves the best weights in the model, when a validation has chosen any."""
+        if self.best and self.tracker.best_step != self.step:
+            restore_state(self.job.model, self.best)
+        self.job.model.eval()
+
+    def _report(self, result: StepResult, rate: float) -> None:
+        report = StepReport(
+            step=self.step, epoch=self.order.epoch_at(self.step), loss=result.loss,
+            num_targets=result.num_targets, num_tokens=result.num_tokens, learning_rate=rate,
+            gradient_norm=result.gradient_norm, duration_s=result.duration_s,
+        )  # fmt: skip
+        tokens_per_s = result.num_tokens / max(result.duration_s, 1e-9)
+        self.emit(
+            "step", **asdict(report), tokens_per_s=tokens_per_s, num_steps=self.order.num_steps
+        )
+
+
+def train_model(
+    job: TrainJob,
+    *,
+    emit: Emit,
+    validate: Callable[[], Validation],
+    stop_requested: Callable[[], bool] = lambda: False,
+) -> TrainResult:
+    """Trains until the steps, the patience or the user end it; the best weights stay.
+
+    Args:
+        validate: called in evaluation mode without gradients.
+        stop_requested: asked after each step; True publishes a checkpoint and stops.
+
+    Raises:
+        NumericsError: a loss or gradient is not finite; nothing of it is kept.
+        MachineError: a checkpoint cannot be written.
+    """
+    started_s = time.perf_counter()
+    loop = TrainLoop(job, emit, validate)
+    if job.resume_from is not None:
+        loop.restore()
+    if loop.step == 0:
+        loop.look()
+    reason, is_interrupted = "All steps are made.", False
+    while loop.step < loop.order.num_steps and not loop.tracker.should_stop:
+        loop.make_step()
+        if loop.is_due(loop.look_every):
+            loop.look()
+        if loop.is_due(loop.settings.checkpoint_every_steps):
+            loop.save()
+        if stop_requested() and loop.step < loop.order.num_steps:
+            loop.save()
+            reason, is_interrupted = "Stopped on request.", True
+            break
+    if loop.tracker.should_stop and not is_interrupted:
+        reason = (
+            f"{loop.tracker.metric} has not improved for {loop.tracker.looks_since} looks; the "
+            f"best is step {loop.tracker.best_step}."
+        )
+        emit("early_stop", step=loop.step, reason=reason, best_step=loop.tracker.best_step)
+    if not is_interrupted:
+        loop.finish()
+    return TrainResult(
+        steps=loop.step,
+        best_step=loop.tracker.best_step,
+        best_values=loop.tracker.best_values,
+        stopped_because=reason,
+        tokens_per_s=loop.num_tokens / max(loop.step_time_s, 1e-9),
+        duration_s=time.perf_counter() - started_s,
+        interrupted=is_interrupted,
+    )
+
+
+def _build_runner(job: TrainJob) -> StepRunner:
+    """The optimiser and the limits of a step."""
+    settings = job.recipe.train
+    named = list(job.model.named_parameters())
+    asked = settings.micro_batch_tokens
+    return StepRunner(
+        model=job.model,
+        optimizer=build_optimizer(named, settings, job.recipe.method),
+        parameters=tuple(parameter for _, parameter in named if parameter.requires_grad),
+        pad_id=job.pad_id,
+        micro_batch_tokens=AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked,
+        max_gradient_norm=settings.max_gradient_norm,
+    )

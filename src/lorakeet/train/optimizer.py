@@ -1,0 +1,56 @@
+"""AdamW and its parameter groups.
+
+Weight decay acts on matrices only; norms and biases are left alone.  LoRA+ gives
+B a rate ``ratio`` times that of A (arXiv:2402.12354).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import nn
+
+from lorakeet.base.errors import RequestError
+from lorakeet.base.recipe import MethodSettings, TrainSettings
+
+BETAS = (0.9, 0.999)
+FULL_BETAS = (0.9, 0.98)  # a shorter memory of gradient squares, as small full runs want
+
+
+def build_optimizer(
+    parameters: Iterable[tuple[str, nn.Parameter]],
+    train: TrainSettings,
+    method: MethodSettings,
+) -> torch.optim.AdamW:
+    """AdamW over every parameter that is trained.
+
+    Each group carries ``rate_factor``: its rate over the schedule's.
+
+    Raises:
+        RequestError: nothing is trained.
+    """
+    groups: dict[tuple[float, float], list[nn.Parameter]] = {}
+    for name, parameter in parameters:
+        if parameter.requires_grad:
+            decay = train.weight_decay if parameter.ndim >= 2 else 0.0
+            is_b = "lora_B" in name or "lora_embedding_B" in name
+            factor = method.lora_plus_ratio if method.lora_plus_ratio and is_b else 1.0
+            groups.setdefault((decay, factor), []).append(parameter)
+    if not groups:
+        raise RequestError("no parameter is trained. Check method.kind and method.targets.")
+    return torch.optim.AdamW(
+        [
+            {"params": members, "weight_decay": decay, "rate_factor": factor}
+            for (decay, factor), members in groups.items()
+        ],
+        lr=train.learning_rate,
+        betas=FULL_BETAS if method.kind == "full" else BETAS,
+        fused=True,
+    )
+
+
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Sets the schedule's rate, each group times its own factor."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate * group["rate_factor"]

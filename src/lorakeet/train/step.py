@@ -1,0 +1,126 @@
+"""One optimiser step: many micro-batches, one token count, one division.
+
+    g = (1 / n) sum over micro-batches of d loss_sum / d theta,   n = targets of the step
+
+The count n is taken over the whole step before the first micro-batch runs, so how
+the step is cut into micro-batches changes memory and nothing else.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from lorakeet.base.errors import NumericsError
+from lorakeet.base.records import Batch, EncodedSample
+from lorakeet.data.collate import collate
+from lorakeet.data.order import split_micro_batches
+from lorakeet.models.score import score_labels, score_targets
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepResult:
+    """What a step measured.
+
+    Args:
+        loss: mean over targets, nats.
+        gradient_norm: before clipping.
+    """
+
+    loss: float
+    gradient_norm: float
+    num_targets: int
+    num_tokens: int
+    duration_s: float
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRunner:
+    """A model with its optimiser and the limits of a step.
+
+    Args:
+        parameters: every trained parameter.
+        micro_batch_tokens: padded tokens that pass the model at once.
+    """
+
+    model: nn.Module
+    optimizer: torch.optim.Optimizer
+    parameters: tuple[nn.Parameter, ...]
+    pad_id: int
+    micro_batch_tokens: int
+    max_gradient_norm: float
+
+    def run(self, samples: Sequence[EncodedSample], seed: tuple[int, int]) -> StepResult:
+        """Accumulates, checks, clips and steps.
+
+        Args:
+            seed: (run seed, step); dropout depends on nothing else, so a resumed run
+                draws the same masks.
+
+        Raises:
+            NumericsError: loss or gradient is not finite; the optimiser has not stepped.
+        """
+        started_s = time.perf_counter()
+        torch.manual_seed(hash_seed(*seed))
+        lengths = [len(sample.ids) for sample in samples]
+        groups = split_micro_batches(lengths, self.micro_batch_tokens)
+        batches = [collate([samples[i] for i in group], self.pad_id) for group in groups]
+        num_targets = sum(batch.num_targets for batch in batches)
+        loss = self._accumulate(batches, num_targets)
+        norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm))
+        if not (math.isfinite(loss) and math.isfinite(norm)):
+            self.optimizer.zero_grad(set_to_none=True)
+            raise _not_finite(loss, norm, samples, seed[1])
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        return StepResult(
+            loss=loss, gradient_norm=norm, num_targets=num_targets, num_tokens=sum(lengths),
+            duration_s=time.perf_counter() - started_s,
+        )  # fmt: skip
+
+    def _accumulate(self, batches: Sequence[Batch], num_targets: int) -> float:
+        """Adds up the gradients of all micro-batches; returns the mean loss."""
+        device = self.parameters[0].device
+        total = torch.zeros((), device=device)
+        for batch in batches:
+            loss_sum = score_batch(self.model, batch, device)
+            (loss_sum / num_targets).backward()
+            total += loss_sum.detach()
+        return float(total) / num_targets
+
+
+def score_batch(model: nn.Module, batch: Batch, device: torch.device | str) -> Tensor:
+    """The summed loss of a batch of tokens or of labelled rows."""
+    ids_BT = torch.from_numpy(batch.ids_BT).to(device)
+    attention_BT = torch.from_numpy(batch.attention_BT).to(device)
+    if (batch.labels_B >= 0).all():
+        labels_B = torch.from_numpy(batch.labels_B).to(device)
+        return score_labels(model, ids_BT, attention_BT, labels_B)[0]
+    mask_BT = torch.from_numpy(batch.mask_BT).to(device)
+    return score_targets(model, ids_BT, attention_BT, mask_BT)[0]
+
+
+def hash_seed(seed: int, step: int) -> int:
+    """A 63-bit seed from the run's seed and the step, by SplitMix64's mixing."""
+    z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) & (2**64 - 1)
+    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
+    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
+    return (z ^ (z >> 31)) >> 1
+
+
+def _not_finite(
+    loss: float, norm: float, samples: Sequence[EncodedSample], step: int
+) -> NumericsError:
+    """The error of a step that must not happen, with the rows it saw."""
+    rows = ", ".join(str(sample.origin) for sample in samples[:4])
+    more = f" and {len(samples) - 4} more" if len(samples) > 4 else ""
+    return NumericsError(
+        f"step {step}: the loss is {loss} and the gradient norm {norm}; needed are finite numbers. "
+        f"The weights are untouched. The rows were {rows}{more}. Lower train.learning_rate, and "
+        "look at these rows with 'lorakeet data show'."
+    )
