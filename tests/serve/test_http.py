@@ -1,7 +1,10 @@
 import contextlib
 import json
 import random
+import signal
 import socket
+import subprocess
+import sys
 import threading
 import time
 
@@ -165,7 +168,7 @@ def test_a_burst_is_answered_or_turned_away_with_retry_after(base_folder, adapte
         assert load.status_code == 403
 
 
-def test_malformed_bodies_never_bring_a_server_error(web):
+def test_malformed_bodies_never_bring_a_server_error(base_folder, adapters):
     chance = random.Random(7)
     values = [None, True, -1, 0, 1e400, 2**70, 0.5, "", "x", "\ud83d", [], {}, [[]], [None],
               [{"role": "user"}], [{"role": "user", "content": 5}], {"type": "x"}, [1, -5],
@@ -174,23 +177,31 @@ def test_malformed_bodies_never_bring_a_server_error(web):
              "seed", "n", "stream", "stream_options", "logprobs", "tools", "echo", "odd",
              "lora_name", "lora_path", "max_completion_tokens", "response_format"]  # fmt: skip
     paths = ["/chat/completions", "/completions", "/load_lora_adapter", "/unload_lora_adapter"]
-    seen = set()
-    for number in range(300):
-        body = {"model": "law", "messages": HELLO, "prompt": "x", "max_tokens": 2}
-        for _ in range(chance.randint(1, 4)):
-            body[chance.choice(names)] = chance.choice(values)
-        raw = json.dumps(body).encode()
-        if number % 5 == 0:
-            place = chance.randrange(len(raw))
-            raw = raw[:place] + bytes([chance.randrange(256)]) + raw[place + chance.randint(0, 3) :]
-        body_type = {"content-type": "application/json"}
-        answer = web.post(chance.choice(paths), content=raw, headers=body_type)
-        assert answer.status_code < 500, (raw, answer.text)
-        if answer.status_code >= 400:
-            assert answer.json()["error"]["message"]
-        seen.add(answer.status_code)
-    assert {200, 400} <= seen
-    assert web.get("/models").status_code == 200
+    limits = EngineLimits(max_new_tokens=4)
+    with start_background_server(str(base_folder), adapters, limits=limits) as running:
+        web = httpx.Client(base_url=running.url, timeout=30)
+        seen = set()
+        for number in range(300):
+            body = {"model": "law", "messages": HELLO, "prompt": "x", "max_tokens": 2}
+            for _ in range(chance.randint(1, 4)):
+                body[chance.choice(names)] = chance.choice(values)
+            raw = json.dumps(body).encode()
+            if number % 5 == 0:
+                place = chance.randrange(len(raw))
+                raw = (
+                    raw[:place]
+                    + bytes([chance.randrange(256)])
+                    + raw[place + chance.randint(0, 3) :]
+                )
+            body_type = {"content-type": "application/json"}
+            answer = web.post(chance.choice(paths), content=raw, headers=body_type)
+            assert answer.status_code < 500, (raw, answer.text)
+            if answer.status_code >= 400:
+                assert answer.json()["error"]["message"]
+            seen.add(answer.status_code)
+        assert {200, 400} <= seen
+        assert web.get("/models").status_code == 200
+        web.close()
 
 
 def test_a_busy_port_is_told_before_the_model_loads():
@@ -200,3 +211,25 @@ def test_a_busy_port_is_told_before_the_model_loads():
         port = taken.getsockname()[1]
         with pytest.raises(MachineError, match=f"{port}.*--port"):
             run_server("no-such-base", {}, "127.0.0.1", port)
+
+
+def test_ctrl_c_ends_the_server_in_order(base_folder):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    code = (
+        "import sys; from lorakeet.serve.http import run_server; "
+        f"run_server(sys.argv[1], {{}}, port={port}); print('ended in order')"
+    )
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, str(base_folder)], stdout=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 60
+    while time.monotonic() < deadline:
+        with contextlib.suppress(httpx.TransportError):
+            if httpx.get(f"http://127.0.0.1:{port}/health").status_code == 200:
+                break
+        time.sleep(0.2)
+    child.send_signal(signal.SIGINT)
+    assert "ended in order" in child.communicate(timeout=20)[0]
+    assert child.returncode == 0

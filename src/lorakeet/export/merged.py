@@ -225,7 +225,7 @@ def _request_for(adapter_folder: Path) -> FreshRequest:
     lineage = (read_json(manifest).get("lineage") or {}) if manifest.exists() else {}
     if kind != "SEQ_CLS":
         return FreshRequest(task="chat")
-    return FreshRequest(task="classify", label_names=tuple(lineage.get("label_names", ())))
+    return FreshRequest(task="classify", label_names=tuple(lineage.get("labels") or ()))
 
 
 def _choose_dtype(dtype: str | None, base_folder: Path) -> torch.dtype:
