@@ -23,7 +23,7 @@ from lorakeet.infer.prompts import encode_prompt, stop_token_ids
 from lorakeet.infer.sampling import SamplingSettings
 from lorakeet.infer.text_stream import TextStream
 
-__all__ = ["encode_prompt", "generate", "stop_token_ids"]
+__all__ = ["encode_prompt", "generate", "read_window", "stop_token_ids"]
 
 OnText = Callable[[int, str], None]
 Cancelled = Callable[[], bool | Collection[int]]
@@ -97,6 +97,11 @@ def generate(
     return [row.to_completion() for row in rows]
 
 
+def read_window(model: Any) -> int:
+    """The most tokens, prompt and answer together, that a model has positions for."""
+    return int(getattr(model.config, "max_position_embeddings", None) or NO_WINDOW)
+
+
 def _open_rows(
     model: Any,
     tokenizer: Any,
@@ -105,7 +110,7 @@ def _open_rows(
 ) -> list[Row]:
     """A checked row for each prompt."""
     each = [settings] * len(prompts) if isinstance(settings, SamplingSettings) else settings
-    window = int(getattr(model.config, "max_position_embeddings", None) or NO_WINDOW)
+    window = read_window(model)
     num_ids = model.get_input_embeddings().num_embeddings
     rows = []
     for index, (prompt, rules) in enumerate(zip(prompts, each, strict=True)):
