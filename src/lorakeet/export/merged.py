@@ -222,7 +222,7 @@ def _request_for(adapter_folder: Path) -> FreshRequest:
     """What to measure: an adapter of a classifier says so in its configuration."""
     kind = read_json(adapter_folder / "adapter_config.json").get("task_type")
     manifest = adapter_folder / "lorakeet.json"
-    lineage = (read_json(manifest).get("lineage") or {}) if manifest.exists() else {}
+    lineage = read_json(manifest) if manifest.exists() else {}
     if kind != "SEQ_CLS":
         return FreshRequest(task="chat")
     return FreshRequest(task="classify", label_names=tuple(lineage.get("labels") or ()))
