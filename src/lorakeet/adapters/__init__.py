@@ -1,0 +1,1 @@
+"""Adapters: the LoRA core, where it is attached, merged and kept on disk."""

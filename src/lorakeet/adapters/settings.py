@@ -1,0 +1,89 @@
+"""What an adapter looks like: the public ``Lora`` record and its checks."""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from lorakeet.base.errors import RequestError
+
+ALL_LINEAR = "all-linear"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Lora:
+    """The shape of a LoRA adapter, W' = W + (alpha / r) B A.
+
+    Args:
+        rank: r, 1 or more; the inner size of B A.
+        alpha: above 0; the scale is alpha / r, or alpha / sqrt(r) with ``rslora``.
+        dropout: before A, 0 to below 1.
+        targets: ``all-linear``, one name or regular expression, or several names.
+        exclude: names that are passed over among the targets.
+        rank_pattern: another r for matching module names; alpha_pattern likewise.
+        modules_to_save: modules that are copied, trained in full and saved too.
+
+    Raises:
+        RequestError: a number is out of its range.
+    """
+
+    rank: int = 16
+    alpha: float = 32.0
+    dropout: float = 0.0
+    targets: str | tuple[str, ...] = ALL_LINEAR
+    exclude: tuple[str, ...] = ()
+    rslora: bool = False
+    rank_pattern: Mapping[str, int] = field(default_factory=dict)
+    alpha_pattern: Mapping[str, float] = field(default_factory=dict)
+    modules_to_save: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        ranks = [self.rank, *self.rank_pattern.values()]
+        alphas = [self.alpha, *self.alpha_pattern.values()]
+        problems = [f"rank is {r}; needed is 1 or more" for r in ranks if r < 1]
+        problems += [
+            f"alpha is {a}; needed is a finite number above 0, as 0 would switch the adapter off"
+            for a in alphas
+            if not (a > 0 and math.isfinite(a))
+        ]
+        if not 0 <= self.dropout < 1:
+            problems.append(f"dropout is {self.dropout}; needed is 0 to below 1")
+        overlap = set(self.modules_to_save) & (
+            set(self.targets) if isinstance(self.targets, tuple) else {self.targets}
+        )
+        if overlap:
+            problems.append(
+                f"{', '.join(sorted(overlap))} stands in targets and in modules_to_save; a module "
+                "is adapted or trained in full, not both"
+            )
+        if problems:
+            raise RequestError(". ".join(problems) + ".")
+
+    def rank_of(self, module: str) -> int:
+        """r of a module, its pattern first."""
+        return look_up(self.rank_pattern, module, self.rank)
+
+    def alpha_of(self, module: str) -> float:
+        """alpha of a module, its pattern first."""
+        return look_up(self.alpha_pattern, module, self.alpha)
+
+    def scale_of(self, module: str) -> float:
+        """The factor of B A: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv:2312.03732)."""
+        r, alpha = self.rank_of(module), self.alpha_of(module)
+        return alpha / math.sqrt(r) if self.rslora else alpha / r
+
+
+def look_up(pattern: Mapping[str, float], module: str, default: float) -> float:
+    """The value of the first key that is the module's name or its end at a dot.
+
+    Keys are regular expressions, as in PEFT.
+
+    >>> look_up({"q_proj": 4}, "layers.0.q_proj", 8), look_up({"proj": 4}, "layers.0.q_proj", 8)
+    (4, 8)
+    """
+    for key, value in pattern.items():
+        if re.match(rf"(.*\.)?({key})$", module):
+            return value
+    return default

@@ -1,0 +1,132 @@
+"""The table of training methods: what each one trains and what it leaves on disk."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorakeet.adapters.attach import attach
+from lorakeet.adapters.files import write_adapter
+from lorakeet.adapters.settings import Lora
+from lorakeet.adapters.targets import HEAD_NAMES
+from lorakeet.base.recipe import MethodSettings
+from lorakeet.base.run_folder import sha256_file, to_disk_error, write_json
+
+
+@dataclass(frozen=True, kw_only=True)
+class MethodReport:
+    """What a method trains.
+
+    Args:
+        targets: adapted module -> r; empty for full fine-tuning.
+    """
+
+    trained_parameters: int
+    total_parameters: int
+    targets: dict[str, int]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Method:
+    """One row of the table.
+
+    Args:
+        apply: prepares a model for training, in place.
+        write: leaves the result in a folder.
+    """
+
+    apply: Callable[..., MethodReport]
+    write: Callable[..., None]
+
+
+def apply_method(
+    model: nn.Module, settings: MethodSettings, *, task: str, seed: int
+) -> MethodReport:
+    """Freezes and attaches what a recipe's method asks for.
+
+    Raises:
+        RequestError: targets or ranks do not fit the model.
+    """
+    return METHODS[settings.kind].apply(model, settings, task=task, seed=seed)
+
+
+def write_trained(
+    model: nn.Module,
+    settings: MethodSettings,
+    folder: Path,
+    base: str,
+    lineage: Mapping[str, Any],
+) -> None:
+    """Writes what was trained: an adapter folder, or after full training a whole model.
+
+    Raises:
+        MachineError: the disk is full.
+        FileFormatError: a tensor is not finite.
+    """
+    METHODS[settings.kind].write(model, folder, base, lineage)
+
+
+def to_lora(settings: MethodSettings, model: nn.Module, *, task: str) -> Lora:
+    """The adapter of a recipe; a new classification head is always trained and saved."""
+    saved = list(settings.modules_to_save)
+    if task == "classify":
+        children = [name for name, _ in model.named_children()]
+        saved += [name for name in children if name in HEAD_NAMES and name not in saved]
+    return Lora(
+        rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout,
+        targets=settings.targets, rslora=settings.rslora, rank_pattern=settings.rank_pattern,
+        alpha_pattern=settings.alpha_pattern, modules_to_save=tuple(saved),
+    )  # fmt: skip
+
+
+def _apply_lora(
+    model: nn.Module, settings: MethodSettings, *, task: str, seed: int
+) -> MethodReport:
+    report = attach(model, to_lora(settings, model, task=task), seed=seed)
+    return MethodReport(
+        trained_parameters=report.trained_parameters,
+        total_parameters=report.total_parameters,
+        targets={name: r for name, (r, _) in report.targets.items()},
+    )
+
+
+def _apply_full(
+    model: nn.Module, settings: MethodSettings, *, task: str, seed: int
+) -> MethodReport:
+    for parameter in model.parameters():
+        parameter.requires_grad_(True)
+    total = sum(parameter.numel() for parameter in model.parameters())
+    return MethodReport(trained_parameters=total, total_parameters=total, targets={})
+
+
+def _write_lora(model: nn.Module, folder: Path, base: str, lineage: Mapping[str, Any]) -> None:
+    write_adapter(model, folder, base=base, lineage=lineage)
+
+
+def _write_full(model: nn.Module, folder: Path, base: str, lineage: Mapping[str, Any]) -> None:
+    """The whole model as safetensors, with hashes and lineage, put in place by a rename."""
+    beside = folder.with_name(f".{folder.name}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        model.save_pretrained(beside)
+        files = {path.name: sha256_file(path) for path in sorted(beside.iterdir())}
+        content = {"format": 1, "base": base, "files": files, **lineage}
+        write_json(beside / "lorakeet.json", json.loads(json.dumps(content)))
+        shutil.rmtree(folder, ignore_errors=True)
+        beside.replace(folder)
+    except OSError as error:
+        shutil.rmtree(beside, ignore_errors=True)
+        needed = sum(p.numel() * p.element_size() for p in model.parameters())
+        raise to_disk_error(error, folder, needed) from error
+
+
+METHODS: dict[str, Method] = {
+    "lora": Method(apply=_apply_lora, write=_write_lora),
+    "full": Method(apply=_apply_full, write=_write_full),
+}
