@@ -6,11 +6,11 @@ import shutil
 
 import pytest
 import torch
+from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+
 from lorakeet.adapters.attach import attach
 from lorakeet.adapters.files import write_adapter
 from lorakeet.adapters.layer import Lora
-from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
-
 from lorakeet.models.load import load_model
 from lorakeet.serve.http import start_background_server
 

@@ -3,13 +3,13 @@ import time
 from pathlib import Path
 
 import pytest
-from lorakeet.adapters.files import read_adapter
-from lorakeet.models.load import load_model
 
+from lorakeet.adapters.files import read_adapter
 from lorakeet.base.errors import LorakeetError, MachineError, RequestError
 from lorakeet.base.records import Turn
 from lorakeet.infer.generate import generate
 from lorakeet.infer.sampling import SamplingSettings
+from lorakeet.models.load import load_model
 from lorakeet.serve.engine import Engine, EngineLimits, PromptTooLongError
 from lorakeet.serve.scheduler import BatchLimits, QueueFullError
 from lorakeet.serve.ticket import Failed, Finished, Job

@@ -142,8 +142,6 @@ class Engine:
             QueueFullError: too many requests wait.
             MachineError: the engine is closed.
         """
-        if self.is_closed:
-            raise MachineError("The engine is closed. Start it again before asking.")
         job = self._fit(job)
         ticket = Ticket(job, self.store.acquire(job.model), sink, self._worker.call)
         pace = self.counts.busy_s / max(1, self.counts.requests)
@@ -152,7 +150,8 @@ class Engine:
         except LorakeetError:
             self._residents.release(ticket.version)
             raise
-        self._worker.call()
+        if not self._worker.call():
+            raise MachineError("The engine is closed. Start it again before asking.")
         return ticket
 
     def stream(self, job: Job) -> Iterator[str]:
@@ -262,7 +261,7 @@ class Engine:
     def _fail_running(self, error: BaseException) -> None:
         """Turns a crash of the worker's round into the failure of its requests only."""
         batch, self._running = self._running, []
-        self.counts.failures += len(batch)
+        self.counts.failures += max(1, len(batch))  # a chore fails without a batch
         if not isinstance(error, LorakeetError):
             error = MachineError(
                 f"The model failed on this request ({type(error).__name__}: {error}). "

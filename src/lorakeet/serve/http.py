@@ -67,14 +67,22 @@ def build_app(engine: Engine, settings: routes.AppSettings | None = None) -> Fas
 
 @dataclass(frozen=True, kw_only=True)
 class RunningServer:
-    """A server in the background.
+    """A server in the background; as text it is its address.
 
     Args:
-        url: where OpenAI's clients point their ``base_url``, ``/v1`` included.
+        address: such as ``http://127.0.0.1:40123``.
     """
 
-    url: str
+    address: str
     engine: Engine
+
+    @property
+    def url(self) -> str:
+        """What OpenAI's clients call ``base_url``."""
+        return f"{self.address}/v1"
+
+    def __str__(self) -> str:
+        return self.address
 
 
 def run_server(
@@ -131,7 +139,7 @@ def start_background_server(
         try:
             _wait_until_started(server, thread)
             port = listener.getsockname()[1]
-            yield RunningServer(url=f"http://127.0.0.1:{port}/v1", engine=engine)
+            yield RunningServer(address=f"http://127.0.0.1:{port}", engine=engine)
         finally:
             server.should_exit = True
             engine.close()

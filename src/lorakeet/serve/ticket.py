@@ -74,7 +74,7 @@ class Ticket:
         job: Job,
         version: AdapterVersion | None,
         sink: Sink,
-        when_cancelled: Callable[[], None],
+        when_cancelled: Callable[[], object],
     ) -> None:
         self.job = job
         self.version = version

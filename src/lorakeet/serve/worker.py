@@ -34,18 +34,20 @@ class Worker:
         self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="lorakeet-engine")
         self.is_closed = False
 
-    def call(self) -> None:
-        """Asks for one more round; returns at once."""
-        if not self.is_closed:
-            try:
-                self._executor.submit(self._round).add_done_callback(self._look_back)
-            except RuntimeError:  # closed since the line above; nobody waits for this round
-                return
+    def call(self) -> bool:
+        """Asks for one more round and returns at once; False when the worker is closed."""
+        if self.is_closed:
+            return False
+        try:
+            self._executor.submit(self._round).add_done_callback(self._look_back)
+        except RuntimeError:  # closed since the line above
+            return False
+        return True
 
-    def add_chore(self, chore: Callable[[], None]) -> None:
-        """Has a task done before the next round; returns at once."""
+    def add_chore(self, chore: Callable[[], None]) -> bool:
+        """Has a task done before the next round; returns at once, as ``call`` does."""
         self._chores.put(chore)
-        self.call()
+        return self.call()
 
     def run(self, task: Callable[[], T]) -> T:
         """What a task returns or raises; waits until the round before it has ended.
@@ -53,10 +55,9 @@ class Worker:
         Raises:
             MachineError: the worker is closed.
         """
-        if self.is_closed:
-            raise MachineError("The engine is closed. Start it again before asking.")
         outcome: Future[T] = Future()
-        self.add_chore(lambda: _fulfil(outcome, task))
+        if not self.add_chore(lambda: _fulfil(outcome, task)):
+            raise MachineError("The engine is closed. Start it again before asking.")
         return outcome.result()
 
     def close(self) -> None:
