@@ -1,0 +1,1 @@
+"""Watching a run: everything here reads events and never touches a tensor."""

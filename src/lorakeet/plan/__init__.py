@@ -1,0 +1,1 @@
+"""Planning: what fits this machine, predicted from ``config.json`` without torch."""
