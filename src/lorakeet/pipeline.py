@@ -119,8 +119,9 @@ def _ask_stage(run: RunFolder, recipe: Recipe, emit: Emit) -> list[dict[str, str
     listen = open_sinks(run, emit)
     with (
         stage(listen, "serve"),
-        start_background_server(recipe.base, {"specialist": run.adapter}) as address,
+        start_background_server(recipe.base, {"specialist": run.adapter}) as server,
     ):
+        address = server.address
         names = list_models(address)
         base = next(name for name in names if name != "specialist")
         served = [

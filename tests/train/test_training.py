@@ -6,6 +6,7 @@ import json
 import numpy as np
 import pytest
 import torch
+from tests.families import DECODERS, ENCODERS, build, some_ids
 
 from lorakeet.base.errors import NumericsError
 from lorakeet.base.recipe import TrainSettings
@@ -22,7 +23,6 @@ from lorakeet.train.optimizer import build_optimizer
 from lorakeet.train.schedule import rate_at
 from lorakeet.train.step import StepRunner, score_batch
 from lorakeet.train.stopping import BestTracker
-from tests.families import DECODERS, ENCODERS, build, some_ids
 
 
 def rows(count=24, seed=0, labels=False):
@@ -72,7 +72,10 @@ def run(made, **options):
         return Validation(values={"loss": loss, "perplexity": float(np.exp(loss))})
 
     result = train_model(
-        made, emit=lambda kind, **f: events.append({"kind": kind, **f}), validate=validate, **options
+        made,
+        emit=lambda kind, **f: events.append({"kind": kind, **f}),
+        validate=validate,
+        **options,
     )
     return result, events
 

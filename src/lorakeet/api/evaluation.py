@@ -116,13 +116,16 @@ def _score_classifier(run: RunFolder, recipe: Recipe) -> dict[str, Any]:
     from lorakeet.base.run_folder import read_json
     from lorakeet.data.shards import ShardReader
     from lorakeet.evaluate.classify import measure_classification
-    from lorakeet.evaluate.plots import write_confusion_picture
+    from lorakeet.evaluate.plots import has_matplotlib, write_confusion_picture
 
     labels = tuple(read_json(run.data_report)["label_names"])
     reader = ShardReader(run.data / "validation")
     if not len(reader):
         return {}
     model, tokenizer, _ = load_tuned(run, recipe, label_names=labels)
-    report = measure_classification(model, reader, pad_id_of(tokenizer), labels)
-    write_confusion_picture(run.pictures / "confusion.png", report)
+    report = measure_classification(
+        model, reader, pad_id_of(tokenizer), labels, tokenizer=tokenizer
+    )
+    if has_matplotlib():
+        write_confusion_picture(run.pictures / "confusion.png", report)
     return {"classification": asdict(report)}

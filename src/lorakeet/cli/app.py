@@ -35,14 +35,23 @@ APP.command("serve")(ship_commands.serve)
 APP.command("chat")(ship_commands.chat)
 
 
-@APP.callback()
-def top(
-    version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False,
-) -> None:
-    """Fine-tune a specialist model from your documents, and prove that it works."""
-    if version:
+def _print_version(is_asked: bool) -> None:
+    """Prints the version and ends."""
+    if is_asked:
         print(f"lorakeet {__version__}")
         raise typer.Exit
+
+
+@APP.callback()
+def top(
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    """Fine-tune a specialist model from your documents, and prove that it works."""
 
 
 def run() -> int:

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.markup import escape
 
 from lorakeet.cli.output import CONSOLE, print_done, print_json, print_table
 
@@ -67,13 +68,23 @@ def show(
 
 def print_report(report: dict[str, Any]) -> None:
     """The data report as tables: counts, dropped rows by reason, warnings."""
-    rows = [(name, value) for name, value in report.get("counts", {}).items()]
-    print_table("Data", ("what", "count"), rows)
-    dropped = report.get("dropped", {})
+    tokens = report["tokens"]
+    rows = [
+        ("samples", f"{report['num_samples']:,}"),
+        ("rows dropped", f"{report['num_dropped']:,}"),
+        ("schemas", ", ".join(f"{name} {n}" for name, n in report["schemas"].items())),
+        ("languages", ", ".join(f"{k} {100 * v:.0f} %" for k, v in report["languages"].items())),
+        ("tokens", f"{tokens['total']:,}"),
+        ("trained tokens", f"{tokens['trained']:,} ({100 * tokens['trained_fraction']:.0f} %)"),
+        ("length", f"median {tokens['median']}, longest {tokens['max']}"),
+        ("private data masked", str(sum(report["private_data_masked"].values()))),
+    ]
+    print_table("Data", ("what", "figure"), rows)
+    dropped = [(code, entry["rows"], entry["example"]) for code, entry in report["dropped"].items()]
     if dropped:
-        print_table("Dropped or changed", ("reason", "rows"), list(dropped.items()))
-    for warning in report.get("warnings", []):
-        CONSOLE.print(f"[yellow]note[/] {warning}", soft_wrap=True)
+        print_table("Dropped or cut", ("reason", "rows", "such as"), dropped)
+    for warning in report["warnings"]:
+        CONSOLE.print(f"[yellow]note[/] {escape(warning)}", soft_wrap=True)
 
 
 def _recipe(paths: list[str], base: str, task: str, max_tokens: int) -> Any:
