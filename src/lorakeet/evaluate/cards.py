@@ -59,7 +59,8 @@ def _general_card(facts: RunFacts) -> Card:
     if "points" not in kept:
         return Card(title="General skills", value=NOT_RUN, tone="missing",
                     note="set evaluate.general in the recipe")  # fmt: skip
-    tone = {"forgetting": "bad", "gained": "good"}.get(kept.get("verdict", ""), "good")
+    is_lost = kept.get("verdict") == "forgetting"
+    tone = "bad" if is_lost else "warn" if kept["points"] < -1 else "good"
     return Card(
         title="General skills", value=to_percent(kept["tuned"]), tone=tone,
         before=to_percent(kept["base"]),
@@ -76,12 +77,14 @@ def _perplexity_card(facts: RunFacts) -> Card:
         if values.get("perplexity") is None:
             return Card(title="Perplexity", value=NOT_RUN, tone="missing",
                         note="set data.validation in the recipe")  # fmt: skip
-        return Card(title="Perplexity", value=f"{values['perplexity']:.4g}", note="validation rows")
+        return Card(
+            title="Perplexity", value=_to_perplexity(values["perplexity"]), note="validation rows"
+        )
     before = base.get("perplexity")
     if before is None:
-        return Card(title="Perplexity", value=f"{after:.4g}", note="validation rows")
+        return Card(title="Perplexity", value=_to_perplexity(after), note="validation rows")
     return Card(
-        title="Perplexity", value=f"{after:.4g}", before=f"{before:.4g}",
+        title="Perplexity", value=_to_perplexity(after), before=_to_perplexity(before),
         tone="good" if after < before else "bad",
         note=f"validation rows; {'lower' if after < before else 'not lower'} than the base's",
     )  # fmt: skip
@@ -144,3 +147,7 @@ def _speed_card(facts: RunFacts) -> Card:
 
 def _to_figure(value: Any) -> str:
     return f"{value:.3g}" if isinstance(value, float) else f"{value:,}"
+
+
+def _to_perplexity(value: float) -> str:
+    return f"{value:,.2f}" if value < 1e6 else f"{value:.2e}"

@@ -80,7 +80,7 @@ def pick_ticks(low: float, high: float, wanted: int = 5) -> list[float]:
     return [round(float(k * step), 12) for k in range(first, last + 1)]
 
 
-def smooth(points: Sequence[Point], weight: float = 0.9) -> list[Point]:
+def smooth(points: Sequence[Point], weight: float = 0.8) -> list[Point]:
     """An exponential mean of noisy values, corrected for its start.
 
     >>> smooth([(1, 2.0), (2, 2.0)])
@@ -143,7 +143,7 @@ class _Area:
         gap = -4 if side == "end" else 4
         return (
             f'<line class="mark" x1="{at}" x2="{at}" y1="{TOP}" y2="{HEIGHT - BOTTOM}"/>'
-            f'<text class="tick" x="{at + gap}" y="{HEIGHT - BOTTOM - 6}" text-anchor="{side}">'
+            f'<text class="tick" x="{at + gap}" y="{TOP + 10}" text-anchor="{side}">'
             f"{escape(word)}</text>"
         )
 

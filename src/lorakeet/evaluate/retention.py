@@ -107,7 +107,7 @@ def _to_sentence(result: Mapping[str, Any]) -> str:
     return (
         f"{opening}: {100 * result['base']:.1f} % before, {100 * result['tuned']:.1f} % after "
         f"({result['points']:+.1f} points on {result['num_questions']} questions). "
-        f"{result['num_lost']} answers were lost and {result['num_gained']} gained; a difference "
+        f"Right answers lost: {result['num_lost']}, gained: {result['num_gained']}; a difference "
         f"at least this one-sided would come by chance in {chance} of cases."
     )
 
