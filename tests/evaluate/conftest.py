@@ -30,6 +30,6 @@ def make_sample(ids, line=1, *, num_prompt=1, label=-1):
 
 @pytest.fixture(scope="session")
 def llama(tiny_llama):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     model = AutoModelForCausalLM.from_pretrained(tiny_llama)
     return model.eval(), AutoTokenizer.from_pretrained(tiny_llama)

@@ -15,7 +15,7 @@ TEXTS = ("Once upon a time, there was a little girl", "Tom", "The big dog and th
 
 @pytest.fixture(scope="module")
 def llama(tiny_llama):
-    torch.set_num_threads(2)
+    torch.set_num_threads(1)
     return AutoModelForCausalLM.from_pretrained(tiny_llama), AutoTokenizer.from_pretrained(
         tiny_llama
     )
