@@ -3,12 +3,12 @@ import shutil
 
 import pytest
 import torch
-from lorakeet.adapters.attach import attach
-from lorakeet.adapters.files import read_adapter, write_adapter
-from lorakeet.adapters.layer import Lora
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM, AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
+from lorakeet.adapters.attach import attach
+from lorakeet.adapters.files import read_adapter, write_adapter
+from lorakeet.adapters.layer import Lora
 from lorakeet.base.errors import MachineError, MismatchError, RequestError
 from lorakeet.export.bundle import verify_bundle
 from lorakeet.export.merged import write_merged
@@ -109,8 +109,18 @@ def lose_the_tokenizer(folder):
     (folder / "tokenizer.json").unlink()
 
 
+SLOW = pytest.mark.slow
+
+
 @pytest.mark.parametrize(
-    "damage", [flip_one_bit, forget_the_merge, lose_a_tensor, cut_the_file, lose_the_tokenizer]
+    "damage",
+    [
+        flip_one_bit,
+        lose_a_tensor,
+        lose_the_tokenizer,
+        pytest.param(forget_the_merge, marks=SLOW),
+        pytest.param(cut_the_file, marks=SLOW),
+    ],
 )
 def test_a_damaged_merge_is_refused_and_moved_aside(base, adapter, tmp_path, damage):
     out = tmp_path / "merged"
@@ -129,7 +139,7 @@ def test_bfloat16_is_held_to_its_own_stated_limits(base, adapter, tmp_path):
     assert {tensor.dtype for tensor in stored.values()} == {torch.bfloat16}
 
 
-@pytest.mark.parametrize("targets", ["all-linear", ("q_proj", "lm_head")])
+@pytest.mark.parametrize("targets", [pytest.param("all-linear", marks=SLOW), ("q_proj", "lm_head")])
 def test_tied_embeddings_survive_a_merge(tied_base, tmp_path, targets):
     build_adapter(tied_base, tmp_path / "adapter", targets=targets)
     assert write_merged(tied_base, tmp_path / "adapter", tmp_path / "out").passed

@@ -18,6 +18,8 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
+import subprocess
 import sys
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from lorakeet.base.errors import LorakeetError
+from lorakeet.base.errors import LorakeetError, MachineError
 from lorakeet.base.records import Turn
 from lorakeet.base.run_folder import read_json, write_json
 from lorakeet.infer.generate import encode_prompt, generate
@@ -36,6 +38,7 @@ from lorakeet.infer.sampling import SamplingSettings
 from lorakeet.models.load import load_model
 
 MAX_PROMPT_TOKENS = 96
+CHILD_TIMEOUT_S = 3600
 SENTENCES = (
     "Once upon a time there was a little house at the edge of the forest.",
     "The contract ends on 31 December 2025, unless either party objects in writing.",
@@ -154,9 +157,45 @@ def read_outputs(folder: Path) -> tuple[Outputs, dict[str, str]]:
     return outputs, answer["tensors"]
 
 
-def write_request(request: FreshRequest, path: Path) -> None:
-    """Leaves a request where the child reads it."""
-    write_json(path, asdict(request))
+def run_fresh(folder: Path, request: FreshRequest, place: Path) -> str:
+    """Asks a fresh process what the model in a folder answers; it may use nothing else.
+
+    Args:
+        place: an empty folder; ``read_outputs(place / "answer")`` then has the answers.
+
+    Returns:
+        why the process could not read the folder, or nothing.
+
+    Raises:
+        MachineError: it was killed, or did not end within an hour.
+    """
+    request_path = place / "request.json"
+    write_json(request_path, asdict(request))
+    command = [sys.executable, "-m", "lorakeet.export.fresh"]
+    paths = [str(folder), str(request_path), str(place / "answer")]
+    offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # the folder must be enough
+    try:
+        done = subprocess.run(
+            [*command, *paths],
+            capture_output=True,
+            text=True,
+            timeout=CHILD_TIMEOUT_S,
+            check=False,
+            env={**os.environ, **offline},
+        )
+    except subprocess.TimeoutExpired as error:
+        raise MachineError(
+            f"The fresh process did not answer within {CHILD_TIMEOUT_S} s. Merge again on a "
+            "machine with more memory."
+        ) from error
+    if done.returncode == 0:
+        return ""
+    if done.returncode < 0:
+        raise MachineError(
+            f"The fresh process was killed by signal {-done.returncode}, most often for want of "
+            "memory. Merge again on a machine with more."
+        )
+    return (done.stderr.strip().splitlines() or ["no message"])[-1]
 
 
 def main(arguments: list[str]) -> int:

@@ -18,8 +18,6 @@ from __future__ import annotations
 
 import gc
 import shutil
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -41,16 +39,15 @@ from lorakeet.export.fresh import (
     Outputs,
     measure_outputs,
     read_outputs,
+    run_fresh,
     sha256_stored_tensors,
     sha256_tensor,
-    write_request,
 )
 from lorakeet.models.load import load_model, resolve_base
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_SIZE = "4GB"
 SPARE_BYTES = 32 * 1024**2  # tokenizer, card and what the file system keeps for itself
-CHILD_TIMEOUT_S = 3600
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -150,7 +147,7 @@ def verify_merged(written: Written) -> MergeProof:
     """
     limits = TOLERANCES[written.dtype]
     with tempfile.TemporaryDirectory(prefix="lorakeet-proof-") as place:
-        message = _run_child(written, Path(place))
+        message = run_fresh(written.folder, written.request, Path(place))
         if message:
             figures: dict[str, Any] = {}
             problems = [f"a fresh process cannot read it ({message})"]
@@ -260,31 +257,6 @@ def _write_papers(folder: Path, model: Any, lineage: dict[str, Any]) -> dict[str
     }
     write_card(folder, facts=facts)
     return write_manifest(folder, lineage=lineage)
-
-
-def _run_child(written: Written, place: Path) -> str:
-    """Runs the fresh process; returns why it failed, or nothing."""
-    request_path = place / "request.json"
-    write_request(written.request, request_path)
-    command = [sys.executable, "-m", "lorakeet.export.fresh"]
-    paths = [str(written.folder), str(request_path), str(place / "answer")]
-    try:
-        done = subprocess.run(
-            [*command, *paths], capture_output=True, text=True, timeout=CHILD_TIMEOUT_S, check=False
-        )
-    except subprocess.TimeoutExpired as error:
-        raise MachineError(
-            f"The fresh process did not answer within {CHILD_TIMEOUT_S} s. Merge again on a "
-            "machine with more memory."
-        ) from error
-    if done.returncode == 0:
-        return ""
-    if done.returncode < 0:
-        raise MachineError(
-            f"The fresh process was killed by signal {-done.returncode}, most often for want of "
-            "memory. Merge again on a machine with more."
-        )
-    return (done.stderr.strip().splitlines() or ["no message"])[-1]
 
 
 def _move_aside(folder: Path, out: Path) -> Path:
