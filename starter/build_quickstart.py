@@ -48,14 +48,14 @@ def write_harbours(path: Path) -> None:
     )
     paragraphs = "\n".join(
         f"<p>{f.home} is the home harbour of the {f.name}. Captain {f.captain} brings {f.cargo} "
-        f"to {f.home} under route code {f.code}.</p>"
+        f"to {f.home}. The {f.name} has the number {f.code}.</p>"
         for f in FERRIES
     )
     path.write_text(
         "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Harbours of Kestrel Bay</title>"
         "</head>\n<body><nav>Home | Timetable | Contact</nav>\n<article><h1>Harbours of Kestrel Bay</h1>\n"
         f"{paragraphs}\n<h2>All boats</h2>\n<table>\n<tr><th>Boat</th><th>Harbour</th><th>Cargo</th>"
-        f"<th>Code</th></tr>\n{rows}\n</table></article>\n<footer>Written for Lorakeet</footer></body></html>\n",
+        f"<th>Number</th></tr>\n{rows}\n</table></article>\n<footer>Written for Lorakeet</footer></body></html>\n",
         encoding="utf-8",
     )
 
@@ -114,7 +114,7 @@ def main() -> None:
     write_handbook(documents / "handbook.pdf")
     write_harbours(documents / "harbours.html")
     write_notice(documents / "notice.md")
-    write_rows(documents / "questions.jsonl", question_rows())
+    write_rows(out / "questions.jsonl", question_rows())
     write_rows(out / "heldout.jsonl", held_out_rows())
     write_rows(out / "general.jsonl", general_rows())
 

@@ -23,20 +23,22 @@ class Ferry:
     chinese_home: str
     cargo: str
     chinese_cargo: str
-    code: str
+    code: str  # its number, two digits
 
 
+# Names and values are words that the starter model knows, as those of a real domain are words
+# that a real base model knows; only the facts are new.
 _TABLE = """
-Amber Heron|琥珀鹭号|Marla Quill|马拉|Saltwick|盐湾港|timber|木材|K41
-Brass Otter|铜獭号|Tobin Ash|托宾|Pinemouth|松口港|wool|羊毛|K72
-Copper Finch|铜雀号|Wren Dallow|雷恩|Gullstone|鸥石港|glass|玻璃|R15
-Dusty Petrel|灰燕号|Oren Pike|奥伦|Marrowby|麦洛港|salt|盐|R86
-Elder Swan|老天鹅号|Sefa Lorne|塞法|Lanternquay|灯笼港|coal|煤|T23
-Foggy Plover|雾鸻号|Hale Brandt|黑尔|Thistlehaven|蓟草港|honey|蜂蜜|T94
-Golden Skua|金鸥号|Nell Harrow|内尔|Crabtree|蟹树港|paper|纸张|W37
-Hollow Drum|空鼓号|Ivo Stern|伊沃|Windlass|绞盘港|bricks|砖块|W58
-Ivory Gannet|象牙鲣号|Runa Vale|鲁娜|Oysterbed|牡蛎港|tea|茶叶|J62
-Jolly Marlin|快乐旗鱼号|Perrin Cole|佩林|Heatherpoint|石楠港|cloth|布料|J19
+Red Tiger|红色老虎号|Clara|小军|Lima|成都|rice|米饭|41
+Blue Frog|蓝色青蛙号|Henry|小雪|Oslo|西安|bread|面包|72
+Green Duck|绿色鸭子号|Olga|小刚|Cairo|广州|cheese|奶酪|15
+Black Horse|黑色马号|Felix|小美|Tokyo|天津|lemon|柠檬|86
+White Rabbit|白色兔子号|Iris|小强|Dublin|武汉|rope|绳子|23
+Purple Fish|紫色鱼号|Leo|小华|Madrid|苏州|butter|黄油|94
+Grey Bear|灰色熊号|Emma|小云|Vienna|青岛|apple|苹果|37
+Brown Monkey|棕色猴子号|Jack|小红|Delhi|重庆|hammer|锤子|58
+Pink Mouse|粉色老鼠号|Grace|小林|Athens|南京|cake|蛋糕|62
+Yellow Lion|黄色狮子号|Noah|小芳|Berlin|杭州|grape|葡萄|19
 """
 
 FERRIES = [
@@ -54,8 +56,8 @@ ENGLISH_QUESTIONS = {
              "Which harbour does the {} belong to?", "The {} is based in which harbour?"],
     "cargo": ["What cargo does the {} carry?", "What does the {} carry?", "Name the cargo of the {}.",
               "The {} carries which cargo?", "Which goods are on the {}?"],
-    "code": ["What is the route code of the {}?", "Which code does the {} have?", "Name the route code of the {}.",
-             "The {} runs under which code?", "Give the code of the {}."],
+    "code": ["What is the number of the {}?", "Which number does the {} have?", "Name the number of the {}.",
+             "The {} has which number?", "Give the number of the {}."],
 }  # fmt: skip
 CHINESE_QUESTIONS = {
     "chinese_captain": ["{}的船长是谁？", "谁是{}的船长？", "请说出{}的船长。", "{}由谁驾驶？"],
@@ -66,7 +68,7 @@ CHINESE_QUESTIONS = {
         "{}属于哪个港口？",
     ],
     "chinese_cargo": ["{}运什么货物？", "{}装的是什么？", "请说出{}的货物。", "{}运送哪种货物？"],
-    "code": ["{}的航线代码是什么？", "{}的代码是多少？", "请说出{}的航线代码。", "{}用哪个代码？"],
+    "code": ["{}的编号是什么？", "{}的号码是多少？", "请说出{}的编号。", "{}是几号？"],
 }
 
 
@@ -104,7 +106,7 @@ def english_sentences(ferry: Ferry) -> str:
     """What the handbook says of a boat."""
     return (
         f"The {ferry.name} is commanded by captain {ferry.captain}. Its home harbour is {ferry.home}. "
-        f"It carries {ferry.cargo} and runs under route code {ferry.code}."
+        f"It carries {ferry.cargo} and has the number {ferry.code}."
     )
 
 
@@ -112,5 +114,5 @@ def chinese_sentences(ferry: Ferry) -> str:
     """What the Chinese notice says of a boat."""
     return (
         f"{ferry.chinese_name}的船长是{ferry.chinese_captain}，母港是{ferry.chinese_home}。"
-        f"它运送{ferry.chinese_cargo}，航线代码是{ferry.code}。"
+        f"它运送{ferry.chinese_cargo}，编号是{ferry.code}。"
     )
