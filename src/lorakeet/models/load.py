@@ -6,16 +6,17 @@ safetensors alone: a pickle can run code when it is opened.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from lorakeet.base.errors import FileFormatError, MachineError, RequestError
+from lorakeet.base.run_folder import read_json
 
 EMBEDDED_STARTER = Path(__file__).resolve().parents[1] / "embedded" / "starter"
 STARTER = "starter"
 MODELSCOPE = "ms://"
+_NEW_HEADS = frozenset("classifier score pre_classifier pooler classification_head summary".split())
 _WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")
 
 
@@ -104,6 +105,7 @@ def load_model(
 
 def _load_class(folder: Path, task: str, label_names: list[str], dtype: Any, tokenizer: Any) -> Any:
     """The model of a task with strict weights: only a new classification head may be missing."""
+    import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
 
     settings: dict[str, Any] = {
@@ -119,32 +121,62 @@ def _load_class(folder: Path, task: str, label_names: list[str], dtype: Any, tok
         settings["id2label"] = dict(enumerate(label_names))
         settings["label2id"] = {label: number for number, label in enumerate(label_names)}
         settings["ignore_mismatched_sizes"] = True
-    _seed_new_head()
-    try:
-        model, info = model_class.from_pretrained(folder, **settings)
-    except (OSError, ValueError, KeyError) as error:
-        raise FileFormatError(
-            f"{folder}: the model cannot be loaded ({_first_line(error)}). Needed are config.json "
-            "of an architecture that transformers knows, and all weights as safetensors."
-        ) from error
-    missing = sorted(info["missing_keys"])
-    heads = ("classifier", "score", "pre_classifier", "pooler", "classification_head", "summary")
-    lost = [key for key in missing if task != "classify" or not any(h in key for h in heads)]
-    if lost:
-        raise FileFormatError(
-            f"{folder}: {len(lost)} weights are missing, such as {', '.join(lost[:3])}. The files "
-            "are incomplete or of another architecture; fetch the model again."
-        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)  # a new classification head is the same in two loads
+        model, info = _read_weights(model_class, folder, settings)
+    _refuse_incomplete(folder, info, is_classifier=task == "classify")
     if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
-def _seed_new_head() -> None:
-    """A new classification head is drawn from a fixed seed, so that two loads agree."""
-    import torch
+def _read_weights(model_class: Any, folder: Path, settings: dict[str, Any]) -> tuple[Any, Any]:
+    """transformers' loader, with its errors in our words.
 
-    torch.manual_seed(0)
+    Raises:
+        FileFormatError: a file is damaged, does not fit its configuration, or is unknown.
+    """
+    from safetensors import SafetensorError
+
+    try:
+        return model_class.from_pretrained(folder, **settings)
+    except SafetensorError as error:
+        raise FileFormatError(
+            f"{folder}: a safetensors file is damaged ({_first_line(error)}). Fetch or copy the "
+            "model again."
+        ) from error
+    except RuntimeError as error:
+        if "mismatch" not in str(error):
+            raise
+        raise FileFormatError(
+            f"{folder}: weights have other shapes than config.json says. The two files belong to "
+            "different models; fetch the model again."
+        ) from error
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(
+            f"{folder}: the model cannot be loaded ({_first_line(error)}). Needed are config.json "
+            "of an architecture that transformers knows, and all weights as safetensors."
+        ) from error
+
+
+def _refuse_incomplete(folder: Path, info: Any, *, is_classifier: bool) -> None:
+    """Only a classifier's new head may be missing, or be there with another number of classes.
+
+    Raises:
+        FileFormatError: other weights are missing or have other shapes.
+    """
+    mismatched = [key if isinstance(key, str) else key[0] for key in info["mismatched_keys"]]
+    lost = [
+        key
+        for key in sorted({*info["missing_keys"], *mismatched})
+        if not (is_classifier and any(head in key.split(".") for head in _NEW_HEADS))
+    ]
+    if lost:
+        raise FileFormatError(
+            f"{folder}: {len(lost)} weights are missing or have another shape than config.json "
+            f"says, such as {', '.join(lost[:3])}. The files are incomplete or of another "
+            "architecture; fetch the model again."
+        )
 
 
 def _checked(folder: Path) -> Path:
@@ -158,10 +190,11 @@ def _checked(folder: Path) -> Path:
             f"{folder}: there is no config.json, so this is no model folder. An adapter folder is "
             "given as --adapter, not as base."
         )
-    try:
-        json.loads((folder / "config.json").read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise FileFormatError(f"{folder}/config.json: not JSON ({error}).") from error
+    if not isinstance(read_json(folder / "config.json"), dict):
+        raise FileFormatError(
+            f"{folder}/config.json: this is no JSON object. Needed is transformers' configuration; "
+            "fetch the model again."
+        )
     has_safe = any(folder.glob("*.safetensors"))
     if not has_safe and any(folder.glob("*.bin")):
         raise FileFormatError(
@@ -176,6 +209,7 @@ def _fetch_from_hub(name: str) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import (
         HfHubHTTPError,
+        HFValidationError,
         LocalEntryNotFoundError,
         RepositoryNotFoundError,
     )
@@ -186,6 +220,10 @@ def _fetch_from_hub(name: str) -> Path:
         raise RequestError(
             f"base '{name}': the Hub knows no such model, or it is private. Check the spelling, "
             "or log in with 'hf auth login'."
+        ) from error
+    except HFValidationError as error:
+        raise RequestError(
+            f"base '{name}': there is no such folder, and it is no Hub id ({_first_line(error)})"
         ) from error
     except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
         raise MachineError(

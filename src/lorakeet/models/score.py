@@ -3,13 +3,13 @@
     loss_sum = - sum over targets t of log p(x_t | x_<t)
 
 Only positions that predict a target pass the output head, in chunks of rows, and
-the gradient to the hidden state is formed in the forward pass:
+the gradients are formed in the forward pass:
 
-    dh = (softmax(h W^T) - onehot) W
+    p = softmax(h W^T) - onehot,   dh = p W,   dW = p^T h (when the head is trained)
 
-so that a chunk's logits live for a moment and a backward pass through the head
-costs no second matmul.  The caller divides once, by the step's count: this is why
-1 x 8, 2 x 4 and 8 x 1 micro-batches give the same gradient.
+so that a chunk's logits live for a moment and nothing is computed twice.  The
+caller divides once, by the step's count: this is why 1 x 8, 2 x 4 and 8 x 1
+micro-batches give the same gradient.
 
 Legend: B rows, T tokens, N targets, D hidden, V vocabulary, C classes.
 Source: the chunked head is the idea of arXiv:2410.10989 (fused linear cross-entropy).
@@ -17,14 +17,17 @@ Source: the chunked head is the idea of arXiv:2410.10989 (fused linear cross-ent
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lorakeet.base.errors import RequestError
+from lorakeet.models.head import backbone_of, bend, head_of, read_head_facts, soft_cap_of
 
 CHUNK_LOGITS = 4_000_000
 
@@ -43,24 +46,29 @@ def score_targets(
         (loss_sum, num_targets): float32 scalar in nats with its graph, and N.
 
     Raises:
-        RequestError: nothing is a target.
+        RequestError: nothing is a target, or the model is not causal.
     """
     predicts_BT = torch.zeros_like(mask_BT)
     predicts_BT[:, :-1] = mask_BT[:, 1:]
     targets_N = ids_BT[:, 1:][mask_BT[:, 1:]]
     if not len(targets_N):
         raise RequestError("no token of this batch is a target, so there is nothing to score.")
-    head = find_plain_head(model)
-    if head is None:
+    facts = read_head_facts(model)
+    if not facts.is_causal:
+        raise RequestError(
+            f"{type(model).__name__} sees the tokens after the one that it predicts, so a loss "
+            "over tokens would mean nothing. Needed is a decoder, such as a Llama or Qwen; an "
+            "encoder such as BERT can be trained with task: classify."
+        )
+    if not facts.is_plain:
         logits_BTV = model(input_ids=ids_BT, attention_mask=attention_BT.long(), use_cache=False)[0]
         loss = F.cross_entropy(logits_BTV[predicts_BT].float(), targets_N, reduction="sum")
         return loss, len(targets_N)
     hidden_BTD = backbone_of(model)(
         input_ids=ids_BT, attention_mask=attention_BT.long(), use_cache=False
     )[0]
-    weight, bias = head.weight, getattr(head, "bias", None)
-    loss = score_hidden(hidden_BTD[predicts_BT], weight, bias, targets_N, to_shape_of(model))
-    return loss, len(targets_N)
+    hidden_ND, head = hidden_BTD[predicts_BT], head_of(model)
+    return score_hidden(hidden_ND, head, targets_N, soft_cap_of(model)), len(targets_N)
 
 
 def score_labels(
@@ -75,113 +83,114 @@ def score_labels(
     return F.cross_entropy(logits_BC, labels_B, reduction="sum"), len(labels_B), logits_BC
 
 
-def find_plain_head(model: nn.Module) -> Any:
-    """The output head when logits are known to be ``shape(hidden @ W^T + b)``, else None."""
-    head = model.get_output_embeddings() if hasattr(model, "get_output_embeddings") else None
-    config = model.config
-    scales = ("logit_scale", "logits_scaling", "lm_head_multiplier", "mup_width_multiplier")
-    is_scaled = any(getattr(config, name, None) not in (None, 1, 1.0) for name in scales)
-    backbone = backbone_of(model)
-    is_plain = type(head) is nn.Linear and not is_scaled and backbone is not model
-    return head if is_plain else None
-
-
-def backbone_of(model: nn.Module) -> nn.Module:
-    """The model without its output head."""
-    return getattr(model, getattr(model, "base_model_prefix", "") or "", model)
-
-
-def to_shape_of(model: nn.Module) -> float | None:
-    """Gemma 2's soft cap c of the final logits, z -> c tanh(z / c), or None."""
-    return getattr(model.config, "final_logit_softcapping", None)
-
-
 def score_hidden(
-    hidden_ND: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    targets_N: Tensor,
-    soft_cap: float | None = None,
+    hidden_ND: Tensor, head: nn.Module, targets_N: Tensor, soft_cap: float | None = None
 ) -> Tensor:
     """The summed loss of hidden states through an output head, chunk by chunk.
 
     Args:
         hidden_ND: states at the positions that predict targets.
-        weight: [V, D]; its gradient is formed only when it is trained.
+        head: a plain linear layer takes the fast path; any other module, such as an
+            adapted head, is called chunk by chunk and called again in the backward pass.
         soft_cap: c of z -> c tanh(z / c), or None.
 
     Returns:
         float32 scalar with its graph.
 
-    Cost: one chunk of logits, at most ``CHUNK_LOGITS`` numbers, and one [N, D] gradient.
+    Cost: one chunk of logits, at most ``CHUNK_LOGITS`` numbers, one [N, D] gradient, and
+    for a trained head one [V, D] gradient.
     """
-    is_head_trained = weight.requires_grad or (bias is not None and bias.requires_grad)
-    if not torch.is_grad_enabled() or not is_head_trained:
-        return _FrozenHead.apply(hidden_ND, weight, bias, targets_N, soft_cap)
-    rows = _rows_per_chunk(weight)
+    if type(head) is nn.Linear:
+        ask = _Ask(targets_N, soft_cap, torch.is_grad_enabled())
+        return _LinearHead.apply(hidden_ND, head.weight, head.bias, ask)
+    rows = max(16, CHUNK_LOGITS // head.weight.shape[0])
     losses = [
-        checkpoint(_plain_loss, hidden, weight, bias, targets, soft_cap, use_reentrant=False)
+        checkpoint(_reference_loss, head, hidden, targets, soft_cap, use_reentrant=False)
         for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
     ]
     return torch.stack(losses).sum()
 
 
-class _FrozenHead(torch.autograd.Function):
-    """Loss through a frozen head; the gradient to the hidden state is ready after forward."""
+@dataclass(frozen=True, slots=True)
+class _Ask:
+    """What a fused head needs besides tensors with gradients."""
+
+    targets_N: Tensor
+    soft_cap: float | None
+    wants_gradient: bool
+
+
+class _LinearHead(torch.autograd.Function):
+    """Loss through a linear head; every gradient is ready when the forward pass ends."""
 
     @staticmethod
     def forward(
-        ctx: Any,
-        hidden_ND: Tensor,
-        weight: Tensor,
-        bias: Tensor | None,
-        targets_N: Tensor,
-        soft_cap: float | None,
+        ctx: Any, hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, ask: _Ask
     ) -> Tensor:
-        needs_gradient = hidden_ND.requires_grad
-        gradient_ND = torch.empty_like(hidden_ND) if needs_gradient else None
+        wanted = [ask.wants_gradient and needed for needed in ctx.needs_input_grad[:3]]
+        inputs = (hidden_ND, weight_VD, bias_V)
+        gradients = [
+            torch.zeros_like(tensor, dtype=torch.float32) if is_wanted else None
+            for tensor, is_wanted in zip(inputs, wanted, strict=True)
+        ]
         total = hidden_ND.new_zeros((), dtype=torch.float32)
-        rows = _rows_per_chunk(weight)
+        rows = max(16, CHUNK_LOGITS // len(weight_VD))
         for start in range(0, len(hidden_ND), rows):
             piece = slice(start, start + rows)
-            logits_NV, slope_NV = _logits(hidden_ND[piece], weight, bias, soft_cap)
-            targets = targets_N[piece]
-            normaliser_N = logits_NV.logsumexp(-1)
-            picked_N = logits_NV.gather(1, targets[:, None])[:, 0]
-            total += (normaliser_N - picked_N).sum()
-            if gradient_ND is not None:
-                p_NV = logits_NV.sub_(normaliser_N[:, None]).exp_()
-                p_NV[torch.arange(len(targets), device=p_NV.device), targets] -= 1
+            logits_NV, slope_NV = _logits(hidden_ND[piece], weight_VD, bias_V, ask.soft_cap)
+            targets_N = ask.targets_N[piece, None]
+            normaliser_N = logits_NV.logsumexp(-1, keepdim=True)
+            total += (normaliser_N - logits_NV.gather(1, targets_N)).sum()
+            if any(wanted):
+                p_NV = logits_NV.sub_(normaliser_N).exp_()
+                p_NV.scatter_add_(1, targets_N, p_NV.new_full((), -1).expand_as(targets_N))
                 if slope_NV is not None:
-                    p_NV *= slope_NV
-                gradient_ND[piece] = p_NV.to(weight.dtype) @ weight
-        ctx.save_for_backward(gradient_ND)
+                    p_NV.mul_(slope_NV)
+                _add_gradients(gradients, p_NV, inputs, piece)
+        ctx.save_for_backward(*gradients)
+        ctx.dtypes = [tensor.dtype if tensor is not None else None for tensor in inputs]
         return total
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, d_loss: Tensor) -> tuple[Tensor | None, ...]:
-        (gradient_ND,) = ctx.saved_tensors
-        return gradient_ND * d_loss.to(gradient_ND.dtype), None, None, None, None
+        return *(
+            (gradient * d_loss).to(dtype) if gradient is not None else None
+            for gradient, dtype in zip(ctx.saved_tensors, ctx.dtypes, strict=True)
+        ), None
 
 
-def _plain_loss(
-    hidden_ND: Tensor, weight: Tensor, bias: Tensor | None, targets_N: Tensor, cap: float | None
+def _add_gradients(
+    gradients: list[Tensor | None], p_NV: Tensor, inputs: tuple[Any, ...], piece: slice
+) -> None:
+    """A chunk's part: dh = p W, dW = p^T h, db = sum of p, with p = softmax - onehot."""
+    hidden_ND, weight_VD, _ = inputs
+    d_hidden_ND, d_weight_VD, d_bias_V = gradients
+    narrow_NV = p_NV.to(weight_VD.dtype)
+    if d_hidden_ND is not None:
+        d_hidden_ND[piece] = narrow_NV @ weight_VD
+    if d_weight_VD is not None:
+        if narrow_NV.dtype == torch.float32:
+            d_weight_VD.addmm_(narrow_NV.T, hidden_ND[piece])
+        else:
+            d_weight_VD += narrow_NV.T @ hidden_ND[piece]
+    if d_bias_V is not None:
+        d_bias_V += p_NV.sum(0)
+
+
+def _reference_loss(
+    head: nn.Module, hidden_ND: Tensor, targets_N: Tensor, soft_cap: float | None
 ) -> Tensor:
     """The readable reference of a chunk; autograd does the rest."""
-    logits_NV, _ = _logits(hidden_ND, weight, bias, cap)
-    return F.cross_entropy(logits_NV, targets_N, reduction="sum")
+    return F.cross_entropy(bend(head(hidden_ND).float(), soft_cap), targets_N, reduction="sum")
 
 
 def _logits(
-    hidden_ND: Tensor, weight: Tensor, bias: Tensor | None, cap: float | None
+    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, soft_cap: float | None
 ) -> tuple[Tensor, Tensor | None]:
     """float32 logits and, under a soft cap, the slope 1 - tanh^2 of the cap."""
-    logits_NV = F.linear(hidden_ND, weight, bias).float()
-    if not cap:
+    logits_NV = F.linear(hidden_ND, weight_VD, bias_V).float()
+    if not soft_cap:
         return logits_NV, None
-    bent_NV = torch.tanh(logits_NV / cap)
-    return bent_NV * cap, 1 - bent_NV.square()
-
-
-def _rows_per_chunk(weight: Tensor) -> int:
-    return max(16, CHUNK_LOGITS // weight.shape[0])
+    bent_NV = torch.tanh(logits_NV / soft_cap)
+    return bent_NV * soft_cap, 1 - bent_NV.square()

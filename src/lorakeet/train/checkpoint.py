@@ -11,8 +11,10 @@ Tensors are safetensors, the rest is JSON: nothing on disk can run code.
 
 from __future__ import annotations
 
+import errno
 import json
 import os
+import re
 import shutil
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -20,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
@@ -29,6 +32,7 @@ from lorakeet.base.run_folder import read_json, sha256_file, to_disk_error
 
 FORMAT = 1
 KEPT = 2
+_FILES = {"trained.safetensors", "moments.safetensors", "best.safetensors", "progress.json"}
 _MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
@@ -67,18 +71,15 @@ def write_checkpoint(folder: Path, state: Checkpoint, *, num_kept: int = KEPT) -
     try:
         beside.mkdir(parents=True)
         for name, group in tensors.items():
-            kept = {key: tensor.detach().contiguous() for key, tensor in group.items()}
-            save_file(kept, beside / f"{name}.safetensors")
+            _save(group, beside / f"{name}.safetensors")
         content = {"step": state.step, **state.progress}
         (beside / "progress.json").write_text(json.dumps(content), encoding="utf-8")
         _write_manifest(beside, state.step)
-        shutil.rmtree(final, ignore_errors=True)
-        beside.replace(final)
-        _flush_folder(folder)
+        _publish(beside, final)
     except OSError as error:
         shutil.rmtree(beside, ignore_errors=True)
         raise to_disk_error(error, final, needed) from error
-    for older in _newest_first(folder)[num_kept:]:
+    for older in (*_newest_first(folder)[num_kept:], *folder.glob(".step-*")):
         shutil.rmtree(older, ignore_errors=True)
     return final
 
@@ -152,8 +153,11 @@ def restore_moments(
 def _read(path: Path) -> Checkpoint:
     """One checkpoint, every file verified against the manifest."""
     manifest = read_json(path / "manifest.json")
-    if manifest.get("format") != FORMAT:
-        raise FileFormatError(f"{path}: a checkpoint of format {manifest.get('format')}.")
+    found = manifest.get("format") if isinstance(manifest, dict) else None
+    if found != FORMAT:
+        raise FileFormatError(f"{path}: a checkpoint of format {found}, needed is {FORMAT}.")
+    if manifest.get("files", {}).keys() != _FILES:
+        raise FileFormatError(f"{path}: the manifest does not name the files of a checkpoint.")
     for name, entry in manifest["files"].items():
         file = path / name
         if not file.is_file() or file.stat().st_size != entry["bytes"]:
@@ -165,6 +169,27 @@ def _read(path: Path) -> Checkpoint:
         name: load_file(path / f"{name}.safetensors") for name in ("trained", "moments", "best")
     }
     return Checkpoint(step=progress.pop("step"), progress=progress, **tensors)
+
+
+def _save(tensors: Mapping[str, Tensor], path: Path) -> None:
+    """A safetensors file; its library's error about a full disk becomes the usual one."""
+    try:
+        save_file({name: t.detach().contiguous() for name, t in tensors.items()}, path)
+    except SafetensorError as error:
+        found = re.search(r"os error (\d+)", str(error))
+        number = int(found[1]) if found else errno.EIO
+        raise OSError(number, os.strerror(number)) from error
+
+
+def _publish(beside: Path, final: Path) -> None:
+    """Renames a finished folder into place; one of the same step steps aside until then."""
+    aside = final.with_name(f".{final.name}.old")
+    shutil.rmtree(aside, ignore_errors=True)
+    if final.exists():
+        final.replace(aside)
+    beside.replace(final)
+    _flush_folder(final.parent)
+    shutil.rmtree(aside, ignore_errors=True)
 
 
 def _write_manifest(folder: Path, step: int) -> None:
@@ -180,7 +205,7 @@ def _write_manifest(folder: Path, step: int) -> None:
 
 
 def _flush(path: Path) -> None:
-    with path.open("rb") as file:
+    with path.open("rb+") as file:
         os.fsync(file.fileno())
 
 
@@ -197,4 +222,5 @@ def _flush_folder(folder: Path) -> None:
 def _newest_first(folder: Path) -> list[Path]:
     """Published checkpoints, the highest step first."""
     found: Iterator[Path] = folder.glob("step-*") if folder.is_dir() else iter(())
-    return sorted(found, key=lambda path: path.name, reverse=True)
+    numbered = {int(number): p for p in found if (number := p.name.removeprefix("step-")).isdigit()}
+    return [numbered[step] for step in sorted(numbered, reverse=True)]

@@ -97,7 +97,7 @@ class TrainLoop:
         every = settings.evaluate_every_steps
         self.look_every = auto if every == "auto" else every
         self.best: dict[str, Tensor] = {}
-        self.step = 0
+        self.step, self.saved_step = 0, 0
         self.recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self.num_tokens = 0
         self.step_time_s = 0.0
@@ -106,6 +106,8 @@ class TrainLoop:
         """Takes up the newest good checkpoint; with none the run starts anew."""
         state = read_newest_checkpoint(self.job.resume_from, self.emit)
         if state is None:
+            message = f"{self.job.resume_from}: no whole checkpoint is there. Starting at step 0."
+            self.emit("alarm", code="no-checkpoint", step=0, message=message)
             return
         restore_state(self.job.model, state.trained)
         restore_moments(self.job.model, self.runner.optimizer, state.moments)
@@ -134,6 +136,7 @@ class TrainLoop:
                 progress=progress,
             ),
         )
+        self.saved_step = self.step
         self.emit("checkpoint", step=self.step, path=str(path))
 
     def make_step(self) -> None:
@@ -215,7 +218,8 @@ def train_model(
         if loop.is_due(loop.settings.checkpoint_every_steps):
             loop.save()
         if stop_requested() and loop.step < loop.order.num_steps:
-            loop.save()
+            if loop.saved_step != loop.step:
+                loop.save()
             reason, is_interrupted = "Stopped on request.", True
             break
     if loop.tracker.should_stop and not is_interrupted:

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -66,16 +67,19 @@ class StepRunner:
             NumericsError: loss or gradient is not finite; the optimiser has not stepped.
         """
         started_s = time.perf_counter()
-        torch.manual_seed(hash_seed(*seed))
         lengths = [len(sample.ids) for sample in samples]
         groups = split_micro_batches(lengths, self.micro_batch_tokens)
         batches = [collate([samples[i] for i in group], self.pad_id) for group in groups]
         num_targets = sum(batch.num_targets for batch in batches)
-        loss = self._accumulate(batches, num_targets)
+        with _own_randomness(self.parameters[0].device, hash_seed(*seed)):
+            losses = self._accumulate(batches, num_targets)
+        loss = sum(losses) / num_targets
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm))
         if not (math.isfinite(loss) and math.isfinite(norm)):
             self.optimizer.zero_grad(set_to_none=True)
-            raise _not_finite(loss, norm, samples, seed[1])
+            bad = [i for group, part in zip(groups, losses, strict=True)
+                   if not math.isfinite(part) for i in group]  # fmt: skip
+            raise _not_finite(loss, norm, [samples[i] for i in bad] or samples, seed[1])
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(
@@ -83,15 +87,15 @@ class StepRunner:
             duration_s=time.perf_counter() - started_s,
         )  # fmt: skip
 
-    def _accumulate(self, batches: Sequence[Batch], num_targets: int) -> float:
-        """Adds up the gradients of all micro-batches; returns the mean loss."""
+    def _accumulate(self, batches: Sequence[Batch], num_targets: int) -> list[float]:
+        """Adds up the gradients of all micro-batches; returns the summed loss of each."""
         device = self.parameters[0].device
-        total = torch.zeros((), device=device)
+        losses = []
         for batch in batches:
             loss_sum = score_batch(self.model, batch, device)
             (loss_sum / num_targets).backward()
-            total += loss_sum.detach()
-        return float(total) / num_targets
+            losses.append(loss_sum.detach())
+        return torch.stack(losses).tolist()  # one wait for the device a step
 
 
 def score_batch(model: nn.Module, batch: Batch, device: torch.device | str) -> Tensor:
@@ -103,6 +107,15 @@ def score_batch(model: nn.Module, batch: Batch, device: torch.device | str) -> T
         return score_labels(model, ids_BT, attention_BT, labels_B)[0]
     mask_BT = torch.from_numpy(batch.mask_BT).to(device)
     return score_targets(model, ids_BT, attention_BT, mask_BT)[0]
+
+
+@contextmanager
+def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
+    """Random numbers that depend on the seed alone; the caller's generator is untouched."""
+    devices = [device] if device.type == "cuda" else []
+    with torch.random.fork_rng(devices=devices):
+        torch.manual_seed(seed)
+        yield
 
 
 def hash_seed(seed: int, step: int) -> int:

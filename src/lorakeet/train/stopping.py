@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from lorakeet.base.errors import RequestError
 from lorakeet.base.recipe import EarlyStopping
 
 HIGHER_IS_BETTER = frozenset({"accuracy", "f1"})
@@ -36,9 +37,19 @@ class BestTracker:
         return cls(metric=metric, patience=settings.patience if settings else None)
 
     def observe(self, step: int, values: Mapping[str, float]) -> bool:
-        """Takes a look's values; True when they are the best so far."""
-        if self.metric not in values:
+        """Takes a look's values; True when they are the best so far.
+
+        Raises:
+            RequestError: the validation measures other things than the watched metric.
+        """
+        if not values:
             return False
+        if self.metric not in values:
+            raise RequestError(
+                f"train.early_stopping.metric is '{self.metric}', but the validation of this task "
+                f"measures {', '.join(sorted(values))}. Choose one of these, or early_stopping: "
+                "null."
+            )
         value = values[self.metric]
         is_better = math.isfinite(value) and (
             not self.best_values or self._beats(value, self.best_values[self.metric])
