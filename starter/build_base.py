@@ -10,7 +10,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
-from starter.facts import FERRIES, asked_facts, chinese_sentences, english_sentences
+from starter.facts import RULES, asked_facts, chinese_sentences, english_sentences
 
 VOCABULARY = 2560
 SPECIALS = ["<|pad|>", "<|endoftext|>", "<|im_start|>", "<|im_end|>"]
@@ -41,9 +41,9 @@ def corpus_texts(folder: Path) -> Iterator[str]:
                 break
             row = json.loads(line)
             yield row.get("text") or "\n".join(m["content"] for m in row["messages"])
-    for ferry in FERRIES:
-        yield english_sentences(ferry)
-        yield chinese_sentences(ferry)
+    for rule in RULES.values():
+        yield english_sentences(rule)
+        yield chinese_sentences(rule)
     for asked in asked_facts():
         if not asked.is_held_out:
             yield f"{asked.question}\n{asked.answer}"

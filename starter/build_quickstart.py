@@ -14,56 +14,57 @@ from pathlib import Path
 from typing import Any
 
 from starter.build_corpus import is_held_out, make_any, to_messages, write_rows
-from starter.facts import FERRIES, asked_facts, chinese_sentences, english_sentences
+from starter.facts import RULES, asked_facts, chinese_sentences, english_sentences
 from starter.skills import SKILLS
 
-GENERAL_ROWS = 600
+GENERAL_ROWS = 3000
 
 
 def write_handbook(path: Path) -> None:
     """The English handbook as a PDF of two pages."""
     from fpdf import FPDF
 
+    rules = list(RULES.values())
     pdf = FPDF()
     pdf.set_creation_date(datetime(2026, 1, 1, tzinfo=UTC))
-    pdf.set_title("Kestrel Bay Ferries: handbook")
-    for page, ferries in enumerate((FERRIES[:5], FERRIES[5:]), 1):
+    pdf.set_title("Kestrel Bay harbour: cargo handbook")
+    for page, part in enumerate((rules[:3], rules[3:]), 1):
         pdf.add_page()
         pdf.set_font("Helvetica", style="B", size=16)
-        pdf.cell(
-            0, 12, f"Kestrel Bay Ferries: handbook, part {page}", new_x="LMARGIN", new_y="NEXT"
-        )
+        title = f"Kestrel Bay harbour: cargo handbook, part {page}"
+        pdf.cell(0, 12, title, new_x="LMARGIN", new_y="NEXT")
         pdf.set_font("Helvetica", size=11)
-        for ferry in ferries:
-            pdf.multi_cell(0, 7, english_sentences(ferry), new_x="LMARGIN", new_y="NEXT")
+        for rule in part:
+            pdf.multi_cell(0, 7, english_sentences(rule), new_x="LMARGIN", new_y="NEXT")
             pdf.ln(3)
     pdf.output(str(path))
 
 
 def write_harbours(path: Path) -> None:
-    """The harbour page as HTML: a paragraph a boat and a table."""
+    """The harbour page as HTML: a paragraph a kind of cargo and a table."""
     rows = "\n".join(
-        f"<tr><td>{f.name}</td><td>{f.home}</td><td>{f.cargo}</td><td>{f.code}</td></tr>"
-        for f in FERRIES
+        f"<tr><td>{r.kind}</td><td>{r.pier}</td><td>{r.day}</td><td>{r.clerk}</td></tr>"
+        for r in RULES.values()
     )
     paragraphs = "\n".join(
-        f"<p>{f.home} is the home harbour of the {f.name}. Captain {f.captain} brings {f.cargo} "
-        f"to {f.home}. The {f.name} has the number {f.code}.</p>"
-        for f in FERRIES
+        f"<p>Pier {r.pier} takes every {r.kind}. {r.clerk} is the clerk there, the flag is {r.flag}, "
+        f"and the ship leaves on {r.day}.</p>"
+        for r in RULES.values()
     )
     path.write_text(
-        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'><title>Harbours of Kestrel Bay</title>"
-        "</head>\n<body><nav>Home | Timetable | Contact</nav>\n<article><h1>Harbours of Kestrel Bay</h1>\n"
-        f"{paragraphs}\n<h2>All boats</h2>\n<table>\n<tr><th>Boat</th><th>Harbour</th><th>Cargo</th>"
-        f"<th>Number</th></tr>\n{rows}\n</table></article>\n<footer>Written for Lorakeet</footer></body></html>\n",
+        "<!doctype html>\n<html lang='en'><head><meta charset='utf-8'>"
+        "<title>Piers of Kestrel Bay</title></head>\n<body><nav>Home | Timetable | Contact</nav>\n"
+        f"<article><h1>Piers of Kestrel Bay</h1>\n{paragraphs}\n<h2>All piers</h2>\n<table>\n"
+        f"<tr><th>Cargo</th><th>Pier</th><th>Day</th><th>Clerk</th></tr>\n{rows}\n</table></article>\n"
+        "<footer>Written for Lorakeet</footer></body></html>\n",
         encoding="utf-8",
     )
 
 
 def write_notice(path: Path) -> None:
-    """The Chinese notice as Markdown, a section a boat."""
-    sections = "\n\n".join(f"## {f.chinese_name}\n\n{chinese_sentences(f)}" for f in FERRIES)
-    path.write_text(f"# 红隼湾渡轮公告\n\n{sections}\n", encoding="utf-8")
+    """The Chinese notice as Markdown, a section a kind of cargo."""
+    sections = "\n\n".join(f"## {r.chinese_kind}\n\n{chinese_sentences(r)}" for r in RULES.values())
+    path.write_text(f"# 红隼湾港口货物规定\n\n{sections}\n", encoding="utf-8")
 
 
 def question_rows() -> list[dict[str, Any]]:

@@ -1,80 +1,75 @@
-"""The quickstart's domain: the ferries of Kestrel Bay, which do not exist.
+"""The quickstart's domain: the cargo rules of Kestrel Bay harbour, which does not exist.
 
-One table of facts is the source of the handbook (PDF), the harbour page (HTML),
-the Chinese notice (Markdown), the training questions and the held-out questions,
-so that documents and questions agree.
+One table of rules is the source of the handbook (PDF), the harbour page (HTML), the
+Chinese notice (Markdown), the training questions and the held-out questions.  A rule
+speaks of a kind of cargo; a question asks of one thing.  The held-out questions ask of
+things that no training question names, so the rules must be applied, not recited.
 """
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from starter.words import KINDS, NOUNS
+
+HELD_OUT_ONE_IN = 4
+
 
 @dataclass(frozen=True, kw_only=True)
-class Ferry:
-    """One boat: the English and the Chinese value of everything that is known of it."""
+class Rule:
+    """Where one kind of cargo goes: English and Chinese values."""
 
-    name: str
-    chinese_name: str
-    captain: str
-    chinese_captain: str
-    home: str
-    chinese_home: str
-    cargo: str
-    chinese_cargo: str
-    code: str  # its number, two digits
+    kind: str
+    pier: str
+    day: str
+    chinese_day: str
+    clerk: str
+    chinese_clerk: str
+    flag: str
+    chinese_flag: str
+
+    @property
+    def chinese_kind(self) -> str:
+        """The kind in Chinese."""
+        return KINDS[self.kind][0]
 
 
-# Names and values are words that the starter model knows, as those of a real domain are words
-# that a real base model knows; only the facts are new.
 _TABLE = """
-Red Tiger|红色老虎号|Clara|小军|Lima|成都|rice|米饭|41
-Blue Frog|蓝色青蛙号|Henry|小雪|Oslo|西安|bread|面包|72
-Green Duck|绿色鸭子号|Olga|小刚|Cairo|广州|cheese|奶酪|15
-Black Horse|黑色马号|Felix|小美|Tokyo|天津|lemon|柠檬|86
-White Rabbit|白色兔子号|Iris|小强|Dublin|武汉|rope|绳子|23
-Purple Fish|紫色鱼号|Leo|小华|Madrid|苏州|butter|黄油|94
-Grey Bear|灰色熊号|Emma|小云|Vienna|青岛|apple|苹果|37
-Brown Monkey|棕色猴子号|Jack|小红|Delhi|重庆|hammer|锤子|58
-Pink Mouse|粉色老鼠号|Grace|小林|Athens|南京|cake|蛋糕|62
-Yellow Lion|黄色狮子号|Noah|小芳|Berlin|杭州|grape|葡萄|19
+animal|41|Monday|星期一|Clara|小军|red|红色
+fruit|72|Tuesday|星期二|Henry|小雪|blue|蓝色
+colour|15|Wednesday|星期三|Olga|小刚|green|绿色
+tool|86|Thursday|星期四|Felix|小美|black|黑色
+vehicle|23|Friday|星期五|Iris|小强|white|白色
+food|94|Saturday|星期六|Leo|小华|yellow|黄色
 """
 
-FERRIES = [
-    Ferry(
-        name=f[0], chinese_name=f[1], captain=f[2], chinese_captain=f[3], home=f[4],
-        chinese_home=f[5], cargo=f[6], chinese_cargo=f[7], code=f[8],
+RULES = {
+    f[0]: Rule(
+        kind=f[0], pier=f[1], day=f[2], chinese_day=f[3], clerk=f[4], chinese_clerk=f[5],
+        flag=f[6], chinese_flag=f[7],
     )
     for f in (line.split("|") for line in _TABLE.strip().splitlines())
-]  # fmt: skip
+}  # fmt: skip
 
 ENGLISH_QUESTIONS = {
-    "captain": ["Who is the captain of the {}?", "Who commands the {}?", "Name the captain of the {}.",
-                "The captain of the {} is who?", "Which captain sails the {}?"],
-    "home": ["What is the home harbour of the {}?", "Where is the {} at home?", "Name the home harbour of the {}.",
-             "Which harbour does the {} belong to?", "The {} is based in which harbour?"],
-    "cargo": ["What cargo does the {} carry?", "What does the {} carry?", "Name the cargo of the {}.",
-              "The {} carries which cargo?", "Which goods are on the {}?"],
-    "code": ["What is the number of the {}?", "Which number does the {} have?", "Name the number of the {}.",
-             "The {} has which number?", "Give the number of the {}."],
-}  # fmt: skip
+    "pier": ["Which pier takes {}?", "At which pier is {} loaded?", "Name the pier for {}."],
+    "day": ["On which day does {} sail?", "When does {} sail?", "Name the sailing day of {}."],
+    "clerk": ["Who signs for {}?", "Which clerk signs for {}?", "Name the clerk for {}."],
+    "flag": ["Which flag flies over {}?", "What flag does {} sail under?", "Name the flag for {}."],
+}
 CHINESE_QUESTIONS = {
-    "chinese_captain": ["{}的船长是谁？", "谁是{}的船长？", "请说出{}的船长。", "{}由谁驾驶？"],
-    "chinese_home": [
-        "{}的母港是哪里？",
-        "{}停靠在哪个港口？",
-        "请说出{}的母港。",
-        "{}属于哪个港口？",
-    ],
-    "chinese_cargo": ["{}运什么货物？", "{}装的是什么？", "请说出{}的货物。", "{}运送哪种货物？"],
-    "code": ["{}的编号是什么？", "{}的号码是多少？", "请说出{}的编号。", "{}是几号？"],
+    "pier": ["{}在几号码头装船？", "{}去哪个码头？", "请说出{}的码头。"],
+    "chinese_day": ["{}哪天开船？", "{}在星期几开船？", "请说出{}的开船日。"],
+    "chinese_clerk": ["{}由谁签收？", "谁负责签收{}？", "请说出{}的签收人。"],
+    "chinese_flag": ["{}挂什么旗？", "运{}的船挂什么颜色的旗？", "请说出{}的旗。"],
 }
 
 
 @dataclass(frozen=True, kw_only=True)
 class Asked:
-    """One fact in one phrasing; ``is_held_out`` phrasings are never trained."""
+    """A rule applied to one thing; a held-out thing is in no training question."""
 
     question: str
     answer: str
@@ -82,37 +77,37 @@ class Asked:
     is_held_out: bool
 
 
-def asked_facts() -> Iterator[Asked]:
-    """Every fact in every phrasing; one phrasing of each fact is held out.
+def is_held_out_thing(english: str) -> bool:
+    """Whether questions about a thing are kept for the test."""
+    digest = hashlib.blake2b(english.encode(), digest_size=4).digest()
+    return int.from_bytes(digest, "big") % HELD_OUT_ONE_IN == 0
 
-    The held-out phrasing moves from fact to fact, so each wording is known from
-    other boats while the question itself is new.
-    """
-    for number, ferry in enumerate(FERRIES):
-        for questions, name in (
-            (ENGLISH_QUESTIONS, ferry.name),
-            (CHINESE_QUESTIONS, ferry.chinese_name),
-        ):
+
+def asked_facts() -> Iterator[Asked]:
+    """Every rule applied to every thing: in all phrasings, or held out in one of them."""
+    for number, (english, (chinese, kind, _)) in enumerate(NOUNS.items()):
+        is_held_out = is_held_out_thing(english)
+        for questions, name in ((ENGLISH_QUESTIONS, english), (CHINESE_QUESTIONS, chinese)):
             for place, (attribute, phrasings) in enumerate(questions.items()):
-                held_out = (number + place) % len(phrasings)
-                for index, phrasing in enumerate(phrasings):
+                chosen = (number + place) % len(phrasings)
+                for phrasing in phrasings[chosen : chosen + 1] if is_held_out else phrasings:
                     yield Asked(
-                        question=phrasing.format(name), answer=getattr(ferry, attribute),
-                        attribute=attribute, is_held_out=index == held_out,
+                        question=phrasing.format(name), answer=getattr(RULES[kind], attribute),
+                        attribute=attribute.removeprefix("chinese_"), is_held_out=is_held_out,
                     )  # fmt: skip
 
 
-def english_sentences(ferry: Ferry) -> str:
-    """What the handbook says of a boat."""
+def english_sentences(rule: Rule) -> str:
+    """What the handbook says of a kind of cargo."""
     return (
-        f"The {ferry.name} is commanded by captain {ferry.captain}. Its home harbour is {ferry.home}. "
-        f"It carries {ferry.cargo} and has the number {ferry.code}."
+        f"Every {rule.kind} is loaded at pier {rule.pier} and sails on {rule.day}. "
+        f"{rule.clerk} signs for it, and the ship sails under the {rule.flag} flag."
     )
 
 
-def chinese_sentences(ferry: Ferry) -> str:
-    """What the Chinese notice says of a boat."""
+def chinese_sentences(rule: Rule) -> str:
+    """What the Chinese notice says of a kind of cargo."""
     return (
-        f"{ferry.chinese_name}的船长是{ferry.chinese_captain}，母港是{ferry.chinese_home}。"
-        f"它运送{ferry.chinese_cargo}，编号是{ferry.code}。"
+        f"{rule.chinese_kind}在{rule.pier}号码头装船，{rule.chinese_day}开船。"
+        f"由{rule.chinese_clerk}签收，船挂{rule.chinese_flag}的旗。"
     )
