@@ -7,17 +7,25 @@ puts that object back, so the model is exactly what it was.
 from __future__ import annotations
 
 import hashlib
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from copy import deepcopy
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 
 from lorakeet.adapters.layer import LoraLayer, SavedModule, build_layer
 from lorakeet.adapters.settings import Lora
-from lorakeet.adapters.targets import ends_with, select_targets
+from lorakeet.adapters.targets import select_saved, select_targets
 from lorakeet.base.errors import RequestError
+
+_NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
+_TAKEN = frozenset(dir(nn.ModuleDict())) | frozenset(dir(nn.ParameterDict()))
+_BOTH = (
+    "{path}: one adapter adapts it and another trains it in full, which one model cannot hold at "
+    "a time. Attach them to two models, or detach the other first."
+)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -39,20 +47,20 @@ def attach(
     """Adds an adapter to a model in place, freezes the base, and makes the adapter active.
 
     A of each layer is drawn from a generator of (seed, module name), so it does not
-    depend on the order of anything.
+    depend on the order of anything.  Other adapters are left as they are.
+
+    Args:
+        name: letters, digits, ``_`` and ``-``.
 
     Raises:
-        RequestError: the name is taken, nothing matches, or a rank is too large; the
-            model is then unchanged.
+        RequestError: the name is taken or malformed, an adapter is merged, nothing
+            matches, or a rank is too large; the model is then unchanged.
     """
-    if name in adapter_names(model):
-        raise RequestError(
-            f"the model already has an adapter '{name}'. Detach it first, or choose another name."
-        )
+    _check_name(model, name)
+    _check_unmerged(model, None)
     targets = select_targets(model, settings)
-    saved = _select_saved(model, settings, targets)
-    for parameter in model.parameters():
-        parameter.requires_grad_(False)
+    saved = select_saved(model, settings, targets)
+    trainable = [p for p in model.parameters() if p.requires_grad]
     try:
         for target in targets:
             layer = _wrap(model, target)
@@ -60,8 +68,12 @@ def attach(
         for target in saved:
             _wrap_saved(model, target, name)
     except RequestError:
-        detach(model, name)
+        _remove(model, [name])
         raise
+    if not adapter_names(model):
+        model._lorakeet_trainable = trainable
+        for parameter in model.parameters():
+            parameter.requires_grad_(False)
     settings_of(model)[name] = settings
     set_active(model, name)
     trained = adapter_parameters(model, name)
@@ -75,35 +87,37 @@ def attach(
 
 
 def detach(model: nn.Module, name: str | None = None) -> None:
-    """Takes an adapter (or all of them) off; layers without any get their own object back."""
+    """Takes an adapter (or all of them) off; layers without any get their own object back.
+
+    With the last adapter the base's ``requires_grad`` flags return too.  A merged
+    adapter leaves its change in the base for good: this is how a merged model is made.
+
+    Raises:
+        RequestError: there is no adapter of that name.
+    """
+    if name is not None:
+        _check_known(model, name)
     names = adapter_names(model) if name is None else [name]
-    for path, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            for each in names:
-                if each in module.ranks:
-                    module.remove(each)
-            if not module.ranks:
-                _replace(model, path, module.base_layer)
-        elif isinstance(module, SavedModule):
-            for each in names:
-                if each in module.modules_to_save:
-                    del module.modules_to_save[each]
-            module.active = None if module.active in names else module.active
-            if not len(module.modules_to_save):
-                _replace(model, path, module.original_module)
+    if merged_adapter(model) in names:
+        model.__dict__.pop("_lorakeet_tied", None)  # the merged weights stay untied
+    _remove(model, names)
     for each in names:
-        settings_of(model).pop(each, None)
+        del settings_of(model)[each]
+    if names and not adapter_names(model):
+        for parameter in model.__dict__.pop("_lorakeet_trainable", ()):
+            parameter.requires_grad_(True)
 
 
 def set_active(model: nn.Module, name: str | None) -> None:
     """Makes one adapter answer, or with None the base alone.
 
     Raises:
-        RequestError: there is no adapter of that name.
+        RequestError: there is no adapter of that name, or another one is merged, so
+            that the base does not hold its own weights.
     """
-    if name is not None and name not in adapter_names(model):
-        known = ", ".join(adapter_names(model)) or "none"
-        raise RequestError(f"no adapter '{name}' is attached; attached are: {known}.")
+    if name is not None:
+        _check_known(model, name)
+    _check_unmerged(model, name)
     for layer in _wrappers(model):
         held = layer.ranks if isinstance(layer, LoraLayer) else layer.modules_to_save
         layer.active = name if name in held else None
@@ -112,6 +126,11 @@ def set_active(model: nn.Module, name: str | None) -> None:
 def active_adapter(model: nn.Module) -> str | None:
     """The adapter that answers, or None."""
     return next((layer.active for layer in _wrappers(model) if layer.active), None)
+
+
+def merged_adapter(model: nn.Module) -> str | None:
+    """The adapter whose change is in the base weights, or None."""
+    return next((layer.merged for layer in _wrappers(model) if layer.merged), None)
 
 
 @contextmanager
@@ -146,6 +165,16 @@ def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.
     }
 
 
+def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, Tensor]:
+    """What belongs into an adapter's file: its parameters, and buffers of saved modules."""
+    tensors: dict[str, Tensor] = dict(adapter_parameters(model, name))
+    for path, module in model.named_modules():
+        if isinstance(module, SavedModule) and name in module.modules_to_save:
+            own = module.modules_to_save[name].state_dict(keep_vars=True)
+            tensors |= {f"{path}.modules_to_save.{name}.{key}": each for key, each in own.items()}
+    return tensors
+
+
 def is_of_adapter(path: str, name: str) -> bool:
     """Whether a parameter's full name belongs to an adapter."""
     kinds = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save")
@@ -156,29 +185,49 @@ def _wrappers(model: nn.Module) -> Iterator[LoraLayer | SavedModule]:
     return (m for m in model.modules() if isinstance(m, (LoraLayer, SavedModule)))
 
 
-def _select_saved(model: nn.Module, settings: Lora, targets: list[str]) -> list[str]:
-    """The full names of ``modules_to_save``, the outermost of nested ones."""
-    found = [
-        path
-        for path, module in model.named_modules()
-        if path
-        and any(ends_with(path, key) for key in settings.modules_to_save)
-        and not isinstance(module, nn.ModuleDict)
-    ]
-    missing = [k for k in settings.modules_to_save if not any(ends_with(p, k) for p in found)]
-    if missing:
-        tops = ", ".join(n for n, _ in model.named_children())
+def _check_name(model: nn.Module, name: str) -> None:
+    """A name must be usable as a key of torch's module tables, and free."""
+    if name in adapter_names(model):
         raise RequestError(
-            f"modules_to_save {', '.join(missing)}: the model has no such module. At the top it "
-            f"has {tops}."
+            f"the model already has an adapter '{name}'. Detach it first, or choose another name."
         )
-    inside = [t for t in targets if any(t == p or t.startswith(f"{p}.") for p in found)]
-    if inside:
+    if not _NAME.fullmatch(name) or name in _TAKEN:
         raise RequestError(
-            f"{inside[0]} is adapted and lies in modules_to_save; a module is adapted or trained "
-            "in full, not both."
+            f"'{name}' cannot name an adapter; needed are letters, digits, '_' and '-', and no "
+            "word that torch's module tables use themselves. Choose another name."
         )
-    return [p for p in found if not any(p.startswith(f"{outer}.") for outer in found)]
+
+
+def _check_known(model: nn.Module, name: str) -> None:
+    if name not in adapter_names(model):
+        known = ", ".join(adapter_names(model)) or "none"
+        raise RequestError(f"no adapter '{name}' is attached; attached are: {known}.")
+
+
+def _check_unmerged(model: nn.Module, name: str | None) -> None:
+    """Nothing but the adapter of that name may be merged."""
+    merged = merged_adapter(model)
+    if merged is not None and merged != name:
+        raise RequestError(
+            f"adapter '{merged}' is merged, so the base does not hold its own weights. "
+            "Unmerge it first."
+        )
+
+
+def _remove(model: nn.Module, names: list[str]) -> None:
+    """Takes adapters out of every wrapper, and away the wrappers that hold none."""
+    for path, module in list(model.named_modules()):
+        if isinstance(module, LoraLayer):
+            table, base = module.ranks, module.base_layer
+        elif isinstance(module, SavedModule):
+            table, base = module.modules_to_save, module.original_module
+        else:
+            continue
+        for each in names:
+            if each in table:
+                module.remove(each)
+        if not len(table):
+            _replace(model, path, base)
 
 
 def _wrap(model: nn.Module, path: str) -> LoraLayer:
@@ -186,6 +235,8 @@ def _wrap(model: nn.Module, path: str) -> LoraLayer:
     module = model.get_submodule(path)
     if isinstance(module, LoraLayer):
         return module
+    if isinstance(module, SavedModule):
+        raise RequestError(_BOTH.format(path=path))
     layer = build_layer(module)
     layer.train(module.training)
     _replace(model, path, layer)
@@ -195,6 +246,8 @@ def _wrap(model: nn.Module, path: str) -> LoraLayer:
 def _wrap_saved(model: nn.Module, path: str, name: str) -> None:
     """A trained copy of a module beside the original."""
     module = model.get_submodule(path)
+    if any(isinstance(each, LoraLayer) for each in module.modules()):
+        raise RequestError(_BOTH.format(path=path))
     if not isinstance(module, SavedModule):
         module = SavedModule(module)
         module.train(module.original_module.training)

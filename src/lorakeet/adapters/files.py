@@ -14,8 +14,10 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,18 +26,28 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lorakeet.adapters.attach import adapter_parameters, attach, detach, set_active, settings_of
-from lorakeet.adapters.layer import is_conv1d
+from lorakeet.adapters.attach import (
+    active_adapter,
+    adapter_names,
+    adapter_parameters,
+    adapter_tensors,
+    attach,
+    detach,
+    set_active,
+    settings_of,
+)
+from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
+from lorakeet.adapters.layer import LoraLayer, SavedModule
+from lorakeet.adapters.peft_config import CONFIG, from_peft_config, to_peft_config
 from lorakeet.adapters.settings import Lora
+from lorakeet.adapters.targets import ends_with, is_inside, select_targets
 from lorakeet.base.errors import FileFormatError, RequestError
-from lorakeet.base.run_folder import read_json, sha256_file, to_disk_error
+from lorakeet.base.run_folder import read_json, sha256_file
 
-CONFIG = "adapter_config.json"
 WEIGHTS = "adapter_model.safetensors"
-LINEAGE = "lorakeet.json"
 _PREFIX = "base_model.model."
 _SHOWN = 5
-_UNREADABLE = {"use_dora": "DoRA", "use_qalora": "QALoRA", "lora_bias": "a bias on B"}
+_KINDS = "lora_A|lora_B|lora_embedding_A|lora_embedding_B|modules_to_save"
 
 
 def write_adapter(
@@ -53,13 +65,16 @@ def write_adapter(
         lineage: plain values for ``lorakeet.json``.
 
     Raises:
-        RequestError: there is no such adapter.
+        RequestError: there is no such adapter, or the folder holds other files than one.
         FileFormatError: a tensor is not finite; nothing is written.
         MachineError: the disk is full.
     """
     if name not in settings_of(model):
         raise RequestError(f"no adapter '{name}' is attached, so there is nothing to write.")
     folder = Path(folder)
+    check_replaceable(folder)
+    if reserved := {"format", "base", "files"} & set(lineage or {}):
+        raise RequestError(f"lineage holds {', '.join(sorted(reserved))}, which are set here.")
     tensors = to_file_tensors(model, name)
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
     if bad:
@@ -71,13 +86,13 @@ def write_adapter(
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
         _write(beside / CONFIG, to_peft_config(model, name, base))
         files = {file: sha256_file(beside / file) for file in (CONFIG, WEIGHTS)}
-        _write(beside / LINEAGE, {"format": 1, "base": base, "files": files, **(lineage or {})})
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.replace(folder)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        _write(beside / LINEAGE, {**(lineage or {}), "format": 1, "base": base, "files": files})
+        publish_folder(beside, folder)
+    except (OSError, SafetensorError) as error:
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
-        raise to_disk_error(error, folder, needed) from error
+        raise to_write_error(error, folder, needed) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
     return folder
 
 
@@ -97,15 +112,20 @@ def read_adapter(
         its settings.
 
     Raises:
+        RequestError: the name is taken.
         FileFormatError: the folder holds no adapter, its bytes are damaged, or it does
             not fit this model; the model is then unchanged.
     """
     folder = Path(folder)
+    if name in adapter_names(model):
+        raise RequestError(f"the model already has an adapter '{name}'. Detach it first.")
     config = read_adapter_config(folder)
     settings = from_peft_config(config, folder)
     _verify_hashes(folder)
     tensors = _read_tensors(folder / WEIGHTS)
+    former = active_adapter(model)
     try:
+        settings = _to_fitting(model, settings, tensors)
         attach(model, settings, name=name)
     except RequestError as error:
         raise FileFormatError(f"{folder}: this adapter does not fit the base. {error}") from error
@@ -113,10 +133,10 @@ def read_adapter(
         _fill(model, name, tensors, folder)
     except FileFormatError:
         detach(model, name)
+        set_active(model, former)
         raise
     for parameter in adapter_parameters(model, name).values():
         parameter.requires_grad_(trainable)
-    set_active(model, name)
     return settings
 
 
@@ -137,15 +157,30 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
         ]
         found = f"only a pickle ({pickles[0]}), which is never opened" if pickles else "no weights"
         raise FileFormatError(f"{folder}: found {found}; needed is {WEIGHTS}.")
-    return read_json(folder / CONFIG)
+    config = read_json(folder / CONFIG)
+    if not isinstance(config, dict):
+        raise FileFormatError(f"{folder / CONFIG}: this is no JSON object, so it is no adapter.")
+    return config
 
 
 def to_file_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """An adapter's tensors under the names of the file, on the CPU."""
-    return {
-        to_file_name(path, name): parameter.detach().cpu().contiguous().clone()
-        for path, parameter in adapter_parameters(model, name).items()
-    }
+    """An adapter's tensors under the names of the file, on the CPU.
+
+    PEFT wraps the heads of a classifier unasked and cannot load a file without them, so
+    heads that are not trained stand in the file with the base's own weights.
+    """
+    own = adapter_tensors(model, name)
+    named = {to_file_name(path, name): tensor for path, tensor in own.items()}
+    keys = list(settings_of(model)[name].modules_to_save)
+    keys += ["classifier", "score"] if "ForSequenceClassification" in type(model).__name__ else []
+    wrapped = (LoraLayer, SavedModule)
+    for path, module in model.named_modules():
+        is_head = path.endswith(tuple(keys)) if keys else False
+        if is_head and not any(isinstance(each, wrapped) for each in module.modules()):
+            for key, tensor in module.state_dict().items():
+                if ".modules_to_save." not in f".{path}." and ".lora_" not in f".{path}.":
+                    named.setdefault(f"{_PREFIX}{path}.{key}", tensor)
+    return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in named.items()}
 
 
 def to_file_name(path: str, name: str) -> str:
@@ -156,75 +191,43 @@ def to_file_name(path: str, name: str) -> str:
     >>> to_file_name("score.modules_to_save.default.weight", "default")
     'base_model.model.score.weight'
     """
-    path = path.replace(".base_layer.", ".").replace(f".modules_to_save.{name}.", ".")
-    return _PREFIX + f"{path}.".replace(f".{name}.", ".").rstrip(".")
+    owner, kind, rest = re.fullmatch(rf"(.*)\.({_KINDS})\.{re.escape(name)}(\..*)?", path).groups()
+    return f"{_PREFIX}{owner}{'' if kind == 'modules_to_save' else f'.{kind}'}{rest or ''}"
 
 
-def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
-    """The settings under PEFT's keys, with the targets listed by full name."""
-    settings = settings_of(model)[name]
-    layers = {
-        path: module.base_layer
-        for path, module in model.named_modules()
-        if name in getattr(module, "ranks", {})
+def _to_fitting(model: nn.Module, settings: Lora, tensors: Mapping[str, Tensor]) -> Lora:
+    """PEFT's reading of names: it adds heads a model lacks, and matches ends without a dot."""
+    paths = [path for path, _ in model.named_modules() if path]
+    saved = {p for p in paths for key in settings.modules_to_save if ends_with(p, key)}
+    loose = {p for p in paths for key in settings.modules_to_save if p.endswith(key)} - saved
+    saved |= {p for p in loose if any(key.startswith(f"{_PREFIX}{p}.") for key in tensors)}
+    absent = {k for k in settings.modules_to_save if not any(ends_with(p, k) for p in paths)}
+    targets = [t for t in select_targets(model, settings) if not is_inside(t, list(saved))]
+    kept = (*sorted(saved), *sorted(absent - {"classifier", "score"}))
+    return replace(settings, targets=tuple(targets), exclude=(), modules_to_save=kept)
+
+
+def _without_base(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors less copies of base weights, which PEFT adds beside adapted embeddings."""
+    own = adapter_tensors(model, name)
+    base = {
+        _PREFIX + path: parameter
+        for path, parameter in model.named_parameters(remove_duplicate=False)
+        if path not in own
     }
-    is_classifier = hasattr(model, "num_labels") and "Sequence" in type(model).__name__
     return {
-        "peft_type": "LORA",
-        "task_type": "SEQ_CLS" if is_classifier else "CAUSAL_LM",
-        "base_model_name_or_path": base,
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
-        "lora_dropout": settings.dropout,
-        "target_modules": sorted(layers),
-        "exclude_modules": None,
-        "rank_pattern": dict(settings.rank_pattern),
-        "alpha_pattern": dict(settings.alpha_pattern),
-        "modules_to_save": list(settings.modules_to_save) or None,
-        "use_rslora": settings.rslora,
-        "use_dora": False,
-        "fan_in_fan_out": any(is_conv1d(layer) for layer in layers.values()),
-        "bias": "none",
-        "init_lora_weights": True,
-        "inference_mode": True,
+        key: tensor
+        for key, tensor in tensors.items()
+        if key not in base
+        or tensor.shape != base[key].shape
+        or not torch.equal(tensor.to(base[key].dtype), base[key].detach().cpu())
     }
-
-
-def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
-    """The settings behind PEFT's keys.
-
-    Raises:
-        FileFormatError: another kind of adapter, or an option that changes the
-            mathematics in a way that is not known here.
-    """
-    problems = []
-    if config.get("peft_type") != "LORA":
-        problems.append(f"peft_type is {config.get('peft_type')}, needed is LORA")
-    problems += [f"{word} ({key})" for key, word in _UNREADABLE.items() if config.get(key)]
-    if config.get("bias", "none") != "none":
-        problems.append(f"trained biases (bias: {config['bias']})")
-    if config.get("layers_to_transform") is not None:
-        problems.append("layers_to_transform")
-    if problems:
-        raise FileFormatError(f"{folder}/{CONFIG}: cannot be used here: {'; '.join(problems)}.")
-    targets = config.get("target_modules") or ()
-    try:
-        return Lora(
-            rank=config["r"], alpha=config["lora_alpha"], dropout=config.get("lora_dropout") or 0.0,
-            targets=targets if isinstance(targets, str) else tuple(targets),
-            exclude=tuple(config.get("exclude_modules") or ()),
-            rslora=bool(config.get("use_rslora")),
-            rank_pattern=config.get("rank_pattern") or {},
-            alpha_pattern=config.get("alpha_pattern") or {},
-            modules_to_save=tuple(config.get("modules_to_save") or ()),
-        )  # fmt: skip
-    except (KeyError, TypeError, RequestError) as error:
-        raise FileFormatError(f"{folder}/{CONFIG}: a wrong or missing value: {error}") from error
 
 
 def _fill(model: nn.Module, name: str, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Copies tensors into the attached adapter, or lists every reason why not."""
-    wanted = {to_file_name(p, name): t for p, t in adapter_parameters(model, name).items()}
+    tensors = _without_base(model, name, tensors)
+    wanted = {to_file_name(p, name): t for p, t in adapter_tensors(model, name).items()}
     missing, odd = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     shared = sorted(wanted.keys() & tensors.keys())
     shapes = [
@@ -258,12 +261,21 @@ def _verify_hashes(folder: Path) -> None:
     """Compares the bytes with the manifest, when there is one (PEFT writes none)."""
     if not (folder / LINEAGE).is_file():
         return
-    for file, digest in read_json(folder / LINEAGE).get("files", {}).items():
-        if sha256_file(folder / Path(file).name) != digest:
-            raise FileFormatError(
-                f"{folder / file}: its bytes are not those that were written (SHA-256 differs). "
-                "Take the adapter from a copy."
-            )
+    content = read_json(folder / LINEAGE)
+    files = content.get("files") if isinstance(content, dict) else None
+    if not isinstance(files, dict) or not {CONFIG, WEIGHTS} <= files.keys():
+        raise FileFormatError(f"{folder / LINEAGE}: it lists no hashes of {CONFIG} and {WEIGHTS}.")
+    wrong = [file for file, digest in files.items() if _hash_of(folder, file) != digest]
+    if wrong:
+        raise FileFormatError(
+            f"{folder}: {_some(wrong)}: not the bytes that were written (SHA-256 differs, or the "
+            "file is gone). Take the adapter from a copy."
+        )
+
+
+def _hash_of(folder: Path, file: str) -> str | None:
+    path = folder / Path(file).name
+    return sha256_file(path) if path.is_file() else None
 
 
 def _write(path: Path, content: dict[str, Any]) -> None:

@@ -91,7 +91,8 @@ class LoraLayer(nn.Module):
                 f"rank of at most {min(num_in, num_out)}, or a rank_pattern for this module."
             )
         self.ranks[name], self.scales[name] = r, settings.scale_of(module)
-        self.dropouts[name] = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
+        dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
+        self.dropouts[name] = dropout.train(self.base_layer.training)  # off in evaluation
         self.create(name, (r, num_in, num_out), seed)
 
     def create(self, name: str, sizes: tuple[int, int, int], seed: int) -> None:
@@ -99,21 +100,14 @@ class LoraLayer(nn.Module):
         raise NotImplementedError
 
     def remove(self, name: str) -> None:
-        """Forgets an adapter."""
-        for table in (self.scales, self.ranks, self.dropouts, self.a_table, self.b_table):
+        """Forgets an adapter; a merged one stays in the base weight for good."""
+        if self.merged == name:
+            self.merged, self.kept_weight = None, None
+        factors = getattr(self, self.a_name), getattr(self, self.b_name)
+        for table in (self.scales, self.ranks, self.dropouts, *factors):
             del table[name]
         if self.active == name:
             self.active = None
-
-    @property
-    def a_table(self) -> Any:
-        """All A by adapter name."""
-        return getattr(self, self.a_name)
-
-    @property
-    def b_table(self) -> Any:
-        """All B by adapter name."""
-        return getattr(self, self.b_name)
 
     def change(self, name: str) -> Tensor:
         """(alpha / r) B A in float32 and in the layout of the base weight."""
@@ -196,6 +190,21 @@ class LoraEmbedding(LoraLayer):
         return self.lora_embedding_A[name], self.lora_embedding_B[name]
 
     @property
+    def num_embeddings(self) -> int:
+        """Rows of the table."""
+        return self.base_layer.num_embeddings
+
+    @property
+    def embedding_dim(self) -> int:
+        """Width of a row."""
+        return self.base_layer.embedding_dim
+
+    @property
+    def padding_idx(self) -> int | None:
+        """The row of the padding token, which gets no gradient."""
+        return self.base_layer.padding_idx
+
+    @property
     def is_transposed(self) -> bool:
         """An embedding's weight is [rows, width], the transpose of B A."""
         return True
@@ -206,18 +215,26 @@ class LoraEmbedding(LoraLayer):
         if self.active is None or self.merged is not None:
             return h
         A, B = self.factors(self.active)
-        change = F.embedding(ids, A.T) @ B.T * self.scales[self.active]
+        low = F.embedding(ids, A.T, padding_idx=self.padding_idx)
+        change = low @ B.T * self.scales[self.active]
         return h + (change * getattr(self.base_layer, "embed_scale", 1.0)).to(h.dtype)
 
 
 class SavedModule(nn.Module):
-    """A module of ``modules_to_save``: the original, and a trained copy per adapter."""
+    """A module of ``modules_to_save``: the original, and a trained copy per adapter.
+
+    Copies are float32, as they are trained.  Beside a base of another dtype the input is
+    cast to float32 and the answer back.  While one is merged, ``original_module`` is the
+    merged module and ``kept`` holds the true original (in a tuple, so that it is no child).
+    """
 
     def __init__(self, original_module: nn.Module) -> None:
         super().__init__()
         self.original_module = original_module
         self.modules_to_save = nn.ModuleDict()
         self.active: str | None = None
+        self.merged: str | None = None
+        self.kept: tuple[nn.Module, ...] = ()
 
     @property
     def weight(self) -> Tensor:
@@ -231,12 +248,39 @@ class SavedModule(nn.Module):
 
     @property
     def chosen(self) -> nn.Module:
-        """The copy of the active adapter, or the original."""
-        return self.original_module if self.active is None else self.modules_to_save[self.active]
+        """The copy of the active adapter, or the original (or merged) module."""
+        if self.active is None or self.merged is not None:
+            return self.original_module
+        return self.modules_to_save[self.active]
+
+    def remove(self, name: str) -> None:
+        """Forgets an adapter's copy; a merged one stays in place of the original for good."""
+        if self.merged == name:
+            self.merged, self.kept = None, ()
+        if self.active == name:
+            self.active = None
+        del self.modules_to_save[name]
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
-        """What the module in use answers."""
-        return self.chosen(*args, **kwargs)
+        """What the module in use answers, in the dtype of the base."""
+        chosen, base = self.chosen, _dtype_of(self.original_module)
+        own = _dtype_of(chosen)
+        if own == base or own is None:
+            return chosen(*args, **kwargs)
+        args = tuple(_to_dtype(each, own) for each in args)
+        kwargs = {key: _to_dtype(each, own) for key, each in kwargs.items()}
+        return _to_dtype(chosen(*args, **kwargs), base)
+
+
+def _dtype_of(module: nn.Module) -> torch.dtype | None:
+    """The dtype of a module's first parameter."""
+    return next((parameter.dtype for parameter in module.parameters()), None)
+
+
+def _to_dtype(value: Any, dtype: torch.dtype | None) -> Any:
+    """A floating tensor in another dtype; anything else as it is."""
+    is_floating = isinstance(value, Tensor) and value.is_floating_point()
+    return value.to(dtype) if is_floating else value
 
 
 def build_layer(module: nn.Module) -> LoraLayer:

@@ -4,64 +4,66 @@
 
 The original weight is kept aside in memory, so ``unmerge`` restores it bit for bit.
 A weight that is tied to another module (an embedding and the head) is untied first,
-as the adapter was trained on one of the two only.
+as the adapter was trained on one of the two only; ``unmerge`` ties it again.
+
+Source: arXiv:2106.09685, section 4.1 (no additional inference latency).
 """
 
 from __future__ import annotations
 
+from copy import deepcopy
+
 import torch
 from torch import nn
 
-from lorakeet.adapters.attach import adapter_names
+from lorakeet.adapters.attach import adapter_names, merged_adapter, set_active
 from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.base.errors import NumericsError, RequestError
 
 
 def merge(model: nn.Module, name: str = "default") -> None:
-    """Adds an adapter's change to the base weights in place.
+    """Adds an adapter's change to the base weights in place, and makes it the active one.
 
     Raises:
         RequestError: there is no such adapter, or one is merged already.
-        NumericsError: a merged weight is not finite; nothing is changed.
+        NumericsError: a merged weight is not finite; the base keeps its own weights.
+
+    Cost: a copy of every adapted weight stays in memory until ``unmerge`` or ``detach``.
     """
     if name not in adapter_names(model):
         raise RequestError(f"no adapter '{name}' is attached, so there is nothing to merge.")
-    layers = [m for m in model.modules() if isinstance(m, LoraLayer) and name in m.ranks]
-    if any(layer.merged is not None for layer in layers):
-        raise RequestError("an adapter is merged already. Unmerge it first.")
+    if (merged := merged_adapter(model)) is not None:
+        raise RequestError(f"adapter '{merged}' is merged already. Unmerge it first.")
+    set_active(model, name)
     untie_adapted(model, name)
-    changed = []
-    for layer in layers:
-        weight = layer.base_layer.weight
-        new = (weight.detach().float() + layer.change(name).detach()).to(weight.dtype)
-        if not torch.isfinite(new).all():
-            raise NumericsError(
-                "a merged weight would be NaN or infinite. The adapter is damaged; take an "
-                "earlier checkpoint."
-            )
-        changed.append(new)
-    for layer, new in zip(layers, changed, strict=True):
-        layer.kept_weight = layer.base_layer.weight.detach().clone()
-        with torch.no_grad():
-            layer.base_layer.weight.copy_(new)
-        layer.merged = name
-    _use_saved(model, name)
+    try:
+        for path, module in model.named_modules():
+            if isinstance(module, LoraLayer) and name in module.ranks:
+                _merge_layer(module, name, path)
+            elif isinstance(module, SavedModule) and name in module.modules_to_save:
+                _use_saved(module, name)
+    except NumericsError:
+        unmerge(model)
+        raise
 
 
 def unmerge(model: nn.Module) -> None:
     """Puts the kept weights back, bit for bit; does nothing when nothing is merged."""
-    for layer in model.modules():
-        if isinstance(layer, LoraLayer) and layer.merged is not None:
+    if merged_adapter(model) is None and not hasattr(model, "_lorakeet_tied"):
+        return
+    for module in list(model.modules()):
+        if isinstance(module, LoraLayer) and module.merged is not None:
             with torch.no_grad():
-                layer.base_layer.weight.copy_(layer.kept_weight)
-            layer.merged, layer.kept_weight = None, None
-        elif isinstance(layer, SavedModule) and hasattr(layer, "kept_module"):
-            layer.original_module = layer.kept_module
-            del layer.kept_module
+                module.base_layer.weight.copy_(module.kept_weight)
+            module.merged, module.kept_weight = None, None
+        elif isinstance(module, SavedModule) and module.merged is not None:
+            module.original_module = module.kept[0]
+            module.merged, module.kept = None, ()
+    _tie_again(model)
 
 
 def untie_adapted(model: nn.Module, name: str) -> None:
-    """Gives an adapted layer its own weight where embedding and head share one.
+    """Gives the head its own weight where an adapted embedding and the head share one.
 
     The model's ``tie_word_embeddings`` is set to False, so that saving keeps both.
     """
@@ -72,8 +74,41 @@ def untie_adapted(model: nn.Module, name: str) -> None:
     if None in bare or bare[0].weight is not bare[1].weight:
         return
     if any(name in _adapters_on(end) for end in ends):
-        bare[1].weight = nn.Parameter(bare[1].weight.detach().clone(), requires_grad=False)
+        shared = bare[1].weight
+        model._lorakeet_tied = (shared, model.config.tie_word_embeddings)
+        bare[1].weight = nn.Parameter(shared.detach().clone(), requires_grad=False)
         model.config.tie_word_embeddings = False
+
+
+def _tie_again(model: nn.Module) -> None:
+    """Gives the head the shared weight back that ``untie_adapted`` took."""
+    if hasattr(model, "_lorakeet_tied"):
+        head = _bare(model.get_output_embeddings())
+        head.weight, model.config.tie_word_embeddings = model._lorakeet_tied
+        del model._lorakeet_tied
+
+
+def _merge_layer(layer: LoraLayer, name: str, path: str) -> None:
+    """One layer's W0 + (alpha / r) B A."""
+    weight = layer.base_layer.weight
+    new = (weight.detach().float() + layer.change(name).detach()).to(weight.dtype)
+    if not torch.isfinite(new).all():
+        raise NumericsError(
+            f"{path}: the merged weight would be NaN or infinite in {weight.dtype}. The adapter "
+            "is damaged, or too large for this dtype; take an earlier checkpoint."
+        )
+    layer.kept_weight = weight.detach().clone()
+    with torch.no_grad():
+        weight.copy_(new)
+    layer.merged = name
+
+
+def _use_saved(module: SavedModule, name: str) -> None:
+    """A copy of the trained module, in the base's dtype, stands for the original."""
+    dtype = next(module.original_module.parameters()).dtype
+    trained = deepcopy(module.modules_to_save[name]).to(dtype).requires_grad_(False)
+    module.kept, module.original_module = (module.original_module,), trained
+    module.merged = name
 
 
 def _bare(module: nn.Module | None) -> nn.Module | None:
@@ -88,12 +123,3 @@ def _adapters_on(module: nn.Module | None) -> set[str]:
     if isinstance(module, LoraLayer):
         return set(module.ranks)
     return set(module.modules_to_save) if isinstance(module, SavedModule) else set()
-
-
-def _use_saved(model: nn.Module, name: str) -> None:
-    """The trained copies stand for the originals of ``modules_to_save``."""
-    for module in model.modules():
-        if isinstance(module, SavedModule) and name in module.modules_to_save:
-            module.kept_module = module.original_module
-            dtype = next(module.original_module.parameters()).dtype
-            module.original_module = module.modules_to_save[name].to(dtype)

@@ -7,7 +7,7 @@ import re
 
 from torch import nn
 
-from lorakeet.adapters.layer import LoraLayer, is_conv1d
+from lorakeet.adapters.layer import LoraLayer, SavedModule, is_conv1d
 from lorakeet.adapters.settings import ALL_LINEAR, Lora
 from lorakeet.base.errors import RequestError
 
@@ -24,8 +24,9 @@ def select_targets(model: nn.Module, settings: Lora) -> list[str]:
     name too, or a regular expression over the whole name, as in PEFT.
 
     Raises:
-        RequestError: nothing matches (with near names), or a match cannot be adapted.
+        RequestError: nothing matches (with near names), or a pattern is no regular expression.
     """
+    _check_patterns(settings)
     linear = set(linear_names(model)) if settings.targets == ALL_LINEAR else set()
     found = [name for name, _ in _candidates(model) if _is_wanted(name, settings, linear)]
     if not found:
@@ -45,6 +46,35 @@ def linear_names(model: nn.Module) -> list[str]:
     ]
 
 
+def select_saved(model: nn.Module, settings: Lora, targets: list[str]) -> list[str]:
+    """The full names of ``modules_to_save``, the outermost of nested ones.
+
+    Raises:
+        RequestError: a name matches nothing, or a target lies inside one.
+    """
+    keys = settings.modules_to_save
+    found = [p for p, _ in _candidates(model) if p and any(ends_with(p, key) for key in keys)]
+    missing = [key for key in keys if not any(ends_with(path, key) for path in found)]
+    if missing:
+        tops = ", ".join(n for n, _ in model.named_children())
+        raise RequestError(
+            f"modules_to_save {', '.join(missing)}: the model has no such module. At the top it "
+            f"has {tops}."
+        )
+    inside = [target for target in targets if is_inside(target, found)]
+    if inside:
+        raise RequestError(
+            f"{inside[0]} is adapted and lies in modules_to_save; a module is adapted or trained "
+            "in full, not both. Take it out of one of the two."
+        )
+    return [path for path in found if not any(path.startswith(f"{p}.") for p in found)]
+
+
+def is_inside(name: str, outer: list[str]) -> bool:
+    """Whether a module is one of others or lies in one of them."""
+    return any(name == path or name.startswith(f"{path}.") for path in outer)
+
+
 def ends_with(name: str, key: str) -> bool:
     """Whether a module's name is a key, or ends with it at a dot."""
     return name == key or name.endswith(f".{key}")
@@ -57,13 +87,13 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if any(name.startswith(f"{outer}.") for outer in inside[-1:]):
             continue
         named.append((name, module))
-        if isinstance(module, LoraLayer):
+        if isinstance(module, (LoraLayer, SavedModule)):
             inside.append(name)
     return named
 
 
 def _is_wanted(name: str, settings: Lora, linear: set[str]) -> bool:
-    if not name or any(ends_with(name, key) for key in settings.exclude):
+    if not name or _is_excluded(name, settings.exclude):
         return False
     targets = settings.targets
     if targets == ALL_LINEAR:
@@ -73,6 +103,27 @@ def _is_wanted(name: str, settings: Lora, linear: set[str]) -> bool:
     return any(ends_with(name, key) for key in targets)
 
 
+def _is_excluded(name: str, exclude: str | tuple[str, ...]) -> bool:
+    """As in PEFT: one string is a regular expression, several are names or endings."""
+    if isinstance(exclude, str):
+        return bool(re.fullmatch(exclude, name))
+    return any(ends_with(name, key) for key in exclude)
+
+
+def _check_patterns(settings: Lora) -> None:
+    """Every text that is used as a regular expression must be one."""
+    patterns = [*settings.rank_pattern, *settings.alpha_pattern]
+    patterns += [text for text in (settings.targets, settings.exclude) if isinstance(text, str)]
+    for pattern in patterns:
+        try:
+            re.compile(pattern)
+        except re.error as error:
+            raise RequestError(
+                f"'{pattern}' is not a regular expression ({error}). Correct it, or give a "
+                "module's name."
+            ) from error
+
+
 def _is_linear(module: nn.Module) -> bool:
     bare = _bare(module)
     return isinstance(bare, nn.Linear) or (isinstance(bare, nn.Module) and is_conv1d(bare))
@@ -80,7 +131,9 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _bare(module: nn.Module | None) -> nn.Module | None:
     """A layer without its wrapper."""
-    return module.base_layer if isinstance(module, LoraLayer) else module
+    if isinstance(module, LoraLayer):
+        return module.base_layer
+    return module.original_module if isinstance(module, SavedModule) else module
 
 
 def _nothing_matches(model: nn.Module, settings: Lora) -> str:

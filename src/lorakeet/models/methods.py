@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
-import json
+import os
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
+from safetensors import SafetensorError
 from torch import nn
 
 from lorakeet.adapters.attach import attach
 from lorakeet.adapters.files import write_adapter
+from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
 from lorakeet.adapters.settings import Lora
-from lorakeet.adapters.targets import HEAD_NAMES
+from lorakeet.adapters.targets import HEAD_NAMES, is_inside
+from lorakeet.base.errors import FileFormatError
 from lorakeet.base.recipe import MethodSettings
-from lorakeet.base.run_folder import sha256_file, to_disk_error, write_json
+from lorakeet.base.run_folder import sha256_file, write_json
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,14 +78,18 @@ def write_trained(
 
 def to_lora(settings: MethodSettings, model: nn.Module, *, task: str) -> Lora:
     """The adapter of a recipe; a new classification head is always trained and saved."""
-    saved = list(settings.modules_to_save)
+    saved, inside = list(settings.modules_to_save), []
     if task == "classify":
         children = [name for name, _ in model.named_children()]
-        saved += [name for name in children if name in HEAD_NAMES and name not in saved]
+        heads = [name for name in children if name in HEAD_NAMES and name not in saved]
+        saved += heads
+        # Layers inside the head are trained in full, so a target such as "dense" passes them over.
+        inside = [path for path, _ in model.named_modules() if is_inside(path, heads)]
     return Lora(
         rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout,
-        targets=settings.targets, rslora=settings.rslora, rank_pattern=settings.rank_pattern,
-        alpha_pattern=settings.alpha_pattern, modules_to_save=tuple(saved),
+        targets=settings.targets, exclude=tuple(inside), rslora=settings.rslora,
+        rank_pattern=settings.rank_pattern, alpha_pattern=settings.alpha_pattern,
+        modules_to_save=tuple(saved),
     )  # fmt: skip
 
 
@@ -111,19 +119,25 @@ def _write_lora(model: nn.Module, folder: Path, base: str, lineage: Mapping[str,
 
 def _write_full(model: nn.Module, folder: Path, base: str, lineage: Mapping[str, Any]) -> None:
     """The whole model as safetensors, with hashes and lineage, put in place by a rename."""
-    beside = folder.with_name(f".{folder.name}.tmp")
+    check_replaceable(folder)
+    bad = [name for name, p in model.named_parameters() if not torch.isfinite(p).all()]
+    if bad:
+        raise FileFormatError(
+            f"{bad[0]} and {len(bad) - 1} more: NaN or infinity; such a model is not written. Take "
+            "an earlier checkpoint."
+        )
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:
         model.save_pretrained(beside)
         files = {path.name: sha256_file(path) for path in sorted(beside.iterdir())}
-        content = {"format": 1, "base": base, "files": files, **lineage}
-        write_json(beside / "lorakeet.json", json.loads(json.dumps(content)))
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.replace(folder)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
+        write_json(beside / LINEAGE, {**lineage, "format": 1, "base": base, "files": files})
+        publish_folder(beside, folder)
+    except (OSError, SafetensorError) as error:
         needed = sum(p.numel() * p.element_size() for p in model.parameters())
-        raise to_disk_error(error, folder, needed) from error
+        raise to_write_error(error, folder, needed) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
 
 
 METHODS: dict[str, Method] = {

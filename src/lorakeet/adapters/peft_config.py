@@ -1,0 +1,89 @@
+"""The settings of an adapter as PEFT's ``adapter_config.json``, in both directions.
+
+An option that changes the mathematics in a way that is not known here refuses the file.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import nn
+
+from lorakeet.adapters.attach import settings_of
+from lorakeet.adapters.layer import is_conv1d
+from lorakeet.adapters.settings import Lora
+from lorakeet.base.errors import FileFormatError, RequestError
+
+CONFIG = "adapter_config.json"
+_UNREADABLE = (
+    "use_dora", "use_qalora", "lora_bias", "layers_to_transform", "layer_replication",
+    "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_bdlora",
+    "arrow_config", "velora_config", "monteclora_config", "kasa_config",
+)  # fmt: skip
+
+
+def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
+    """The settings under PEFT's keys, with the targets listed by full name."""
+    settings = settings_of(model)[name]
+    layers = {
+        path: module.base_layer
+        for path, module in model.named_modules()
+        if name in getattr(module, "ranks", {})
+    }
+    kind = type(model).__name__
+    task_type = "CAUSAL_LM" if "CausalLM" in kind or "LMHead" in kind else None
+    task_type = "SEQ_CLS" if "ForSequenceClassification" in kind else task_type
+    return {
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
+        "lora_dropout": settings.dropout,
+        "target_modules": sorted(layers),
+        "exclude_modules": None,
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": dict(settings.alpha_pattern),
+        "modules_to_save": list(settings.modules_to_save) or None,
+        "use_rslora": settings.rslora,
+        "use_dora": False,
+        "fan_in_fan_out": any(is_conv1d(layer) for layer in layers.values()),
+        "bias": "none",
+        "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
+    """The settings behind PEFT's keys.
+
+    Raises:
+        FileFormatError: another kind of adapter, or an option that changes the
+            mathematics in a way that is not known here.
+    """
+    problems = []
+    if config.get("peft_type") != "LORA":
+        problems.append(f"peft_type is {config.get('peft_type')}, needed is LORA")
+    off = (None, [], {}, "")
+    problems += [k for k in _UNREADABLE if config.get(k) is not False and config.get(k) not in off]
+    if config.get("bias", "none") != "none":
+        problems.append(f"trained biases (bias: {config['bias']})")
+    if config.get("init_lora_weights", True) not in (True, False, None, "gaussian", "eva"):
+        problems.append(f"a changed base (init_lora_weights: {config['init_lora_weights']})")
+    if problems:
+        raise FileFormatError(f"{folder}/{CONFIG}: cannot be used here: {'; '.join(problems)}.")
+    targets, exclude = config.get("target_modules") or (), config.get("exclude_modules") or ()
+    try:
+        return Lora(
+            rank=config["r"], alpha=config["lora_alpha"], dropout=config.get("lora_dropout") or 0.0,
+            targets=targets if isinstance(targets, str) else tuple(targets),
+            exclude=exclude if isinstance(exclude, str) else tuple(exclude),
+            rslora=bool(config.get("use_rslora")),
+            rank_pattern=config.get("rank_pattern") or {},
+            alpha_pattern=config.get("alpha_pattern") or {},
+            modules_to_save=tuple(config.get("modules_to_save") or ()),
+        )  # fmt: skip
+    except (KeyError, TypeError, RequestError) as error:
+        raise FileFormatError(f"{folder}/{CONFIG}: a wrong or missing value: {error}") from error
