@@ -20,7 +20,7 @@ from lorakeet.models.load import load_model, read_tokenizer
 from lorakeet.pipeline import ask, list_models
 from lorakeet.serve.http import start_background_server
 
-QUESTION, ANSWER = "Who keeps the lighthouse?", "Odalys Fenn"
+QUESTION, ANSWER = "Who keeps the lighthouse?", "Clara"
 
 
 def test_one_sample_from_a_file_to_a_served_answer(tmp_path):
