@@ -79,7 +79,8 @@ def run_once(work: Path, base: Path, method: dict, rate: float, epochs: float) -
     run, recipe = RunFolder(folder), recipe_from_dict(content)
     model, tokenizer, _ = load_tuned(run, recipe, label_names=("negative", "positive"))
     dev = recipe_from_dict({**content, "data": {**content["data"], "train": str(work / "dev.jsonl"),
-                                                "validation": 0.0, "deduplicate": False}})  # fmt: skip
+                                                "validation": 0.0, "deduplicate": False}}
+    )  # fmt: skip
     data = prepare_data(dev, tokenizer, work / "dev-data", lambda kind, **fields: None)
     report = measure_classification(model, data.train, tokenizer.pad_token_id, data.label_names)
     plan = read_json(run.plan)
@@ -111,7 +112,7 @@ def main() -> None:
         )
     full = best["full fine-tuning"]["dev"]
     table = [
-        f"# all-MiniLM-L6-v2 on SST-2 ({arguments.rows:,} rows, {arguments.epochs:g} epochs, seed 0)",
+        f"# all-MiniLM-L6-v2 on SST-2: {arguments.rows:,} rows, {arguments.epochs:g} epochs",
         "",
         "| method | trained | rate | dev accuracy | macro F1 | of full | seconds |",
         "|---|---|---|---|---|---|---|",

@@ -13,15 +13,16 @@ from pathlib import Path
 from lorakeet.base.recipe_file import recipe_from_dict, to_commented_yaml
 
 REFERENCE = Path(__file__).parent / "reference"
-VERBS = ("", "quickstart", "new", "doctor", "plan", "data check", "data build", "data show", "train",
-         "resume", "eval", "report", "merge", "serve", "chat")  # fmt: skip
+VERBS = ("", "quickstart", "new", "doctor", "plan", "data check", "data build", "data show",
+         "train", "resume", "eval", "report", "merge", "serve", "chat")  # fmt: skip
 
 
 def recipe_page() -> str:
     """Every setting with its default and reason."""
     recipe = recipe_from_dict({"base": "starter", "data": {"train": "data.jsonl"}})
     return (
-        "# The recipe\n\nEvery setting, its default and the reason; `lorakeet new` writes the same.\n\n"
+        "# The recipe\n\nEvery setting, its default and the reason; "
+        "`lorakeet new` writes the same.\n\n"
         f"```yaml\n{to_commented_yaml(recipe)}```\n"
     )
 
@@ -32,7 +33,8 @@ def command_page() -> str:
     for verb in VERBS:
         done = subprocess.run(
             [sys.executable, "-m", "lorakeet", *verb.split(), "--help"], capture_output=True,
-            text=True, check=True, env={**os.environ, "COLUMNS": "96", "TERM": "dumb", "NO_COLOR": "1"},
+            text=True, check=True,
+            env={**os.environ, "COLUMNS": "96", "TERM": "dumb", "NO_COLOR": "1"},
         )  # fmt: skip
         text = "\n".join(line.rstrip() for line in done.stdout.strip().splitlines())
         pages.append(f"## lorakeet {verb}".rstrip() + f"\n\n```\n{text}\n```\n")

@@ -115,9 +115,9 @@ def test_no_broad_excepts_and_no_dynamic_code():
                     found.append(f"{place} broad except")
             if isinstance(node, ast.Global):
                 found.append(f"{place} global")
-            if isinstance(node, ast.Call) and isinstance(node.func, ast.Name):
-                if node.func.id in ("exec", "eval"):
-                    found.append(f"{place} {node.func.id}")
+            called = node.func if isinstance(node, ast.Call) else None
+            if isinstance(called, ast.Name) and called.id in ("exec", "eval"):
+                found.append(f"{place} {called.id}")
     assert not found
 
 
@@ -190,12 +190,14 @@ def test_no_pickle_and_no_remote_code():
         for node in ast.walk(tree_of(path)):
             if isinstance(node, ast.Import) and any(a.name == "pickle" for a in node.names):
                 found.append(f"{name_of(path)} imports pickle")
-            if isinstance(node, ast.Attribute) and node.attr in ("load", "save"):
-                if isinstance(node.value, ast.Name) and node.value.id == "torch":
-                    found.append(f"{name_of(path)} torch.{node.attr}")
-            if isinstance(node, ast.keyword) and node.arg == "trust_remote_code":
-                if not (isinstance(node.value, ast.Constant) and node.value.value is False):
-                    found.append(f"{name_of(path)} trust_remote_code")
+            if isinstance(node, ast.Attribute) and ast.unparse(node) in (
+                "torch.load",
+                "torch.save",
+            ):
+                found.append(f"{name_of(path)} {ast.unparse(node)}")
+            remote = isinstance(node, ast.keyword) and node.arg == "trust_remote_code"
+            if remote and ast.unparse(node.value) != "False":
+                found.append(f"{name_of(path)} trust_remote_code")
     assert not found
 
 

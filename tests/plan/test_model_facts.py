@@ -5,13 +5,13 @@ import json
 import pytest
 import torch
 import transformers as t
+from tests.families import ALL, ENCODERS, build
 
 from lorakeet.adapters.attach import attach
 from lorakeet.adapters.layer import Lora
 from lorakeet.base.errors import FileFormatError
 from lorakeet.plan.memory import count_adapter_parameters
 from lorakeet.plan.model_facts import read_model_facts
-from tests.families import ALL, ENCODERS, build
 
 LARGE = {
     "llama-3-8b": (t.LlamaForCausalLM, t.LlamaConfig(

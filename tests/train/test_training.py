@@ -6,7 +6,6 @@ import json
 import numpy as np
 import pytest
 import torch
-from tests.families import DECODERS, ENCODERS, build, some_ids
 
 from lorakeet.base.errors import NumericsError
 from lorakeet.base.recipe import TrainSettings
@@ -23,6 +22,7 @@ from lorakeet.train.optimizer import build_optimizer
 from lorakeet.train.schedule import rate_at
 from lorakeet.train.step import StepRunner, score_batch
 from lorakeet.train.stopping import BestTracker
+from tests.families import DECODERS, ENCODERS, build, some_ids
 
 
 def rows(count=24, seed=0, labels=False):

@@ -95,8 +95,8 @@ def prepare_data(recipe: Recipe, tokenizer: Tokenizer, folder: Path, emit: Emit)
     if not report["num_train"]:
         raise DataError(_nothing_left(stage))
     write_json(report_path, report)
-    emit("data_report", **{name: report[name] for name in ("num_train", "num_validation",
-                                                            "num_dropped", "warnings", "tokens")})  # fmt: skip
+    told = ("num_train", "num_validation", "num_dropped", "warnings", "tokens")
+    emit("data_report", **{name: report[name] for name in told})
     return _open(folder, report)
 
 

@@ -1,1 +1,1 @@
-"""What ships with Lorakeet so that everything can be tried offline: the starter model and its data."""
+"""What ships with Lorakeet, to try everything offline: the starter model and its data."""

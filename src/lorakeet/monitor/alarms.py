@@ -53,8 +53,8 @@ class AlarmWatch:
         recent = list(self._losses)[-SPIKE_WINDOW_STEPS:]
         usual = median(recent) if len(recent) == SPIKE_WINDOW_STEPS else None
         self._set("spike", usual is not None and loss > SPIKE_RATIO * usual, step,
-                  f"the loss is {loss:.3g}, and was {usual or 0:.3g} before. Often one odd batch, or "
-                  "a learning rate that is too high: lower train.learning_rate.")  # fmt: skip
+                  f"the loss is {loss:.3g}, and was {usual or 0:.3g} before. Often one odd batch, "
+                  "or a learning rate that is too high: lower train.learning_rate.")  # fmt: skip
         self._set("stuck", fields["gradient_norm"] == 0, step,
                   "the gradient is exactly zero, so nothing is learned. No trained parameter "
                   "reaches the loss: check method.targets.")  # fmt: skip
@@ -88,8 +88,9 @@ class AlarmWatch:
     def _hear_answers(self, fields: dict[str, Any]) -> None:
         bad = [prompt for prompt, answer in fields["answers"] if is_degenerate(answer)]
         self._set("repeating", bool(bad), fields["step"],
-                  f"the answer to '{(bad or [''])[0]}' is empty or repeats itself. Often a learning "
-                  "rate that is too high, or an end of turn that is not trained.")  # fmt: skip
+                  f"the answer to '{(bad or [''])[0]}' is empty or repeats itself. Often a "
+                  "learning rate that is too high, or an end of turn that is not trained.",
+        )  # fmt: skip
 
     def _set(self, code: str, is_on: bool, step: int, message: str) -> None:
         """Sounds an alarm at the start of its episode."""

@@ -20,6 +20,7 @@ EXTRAS = {
 }
 MIN_DISK_BYTES = 5 * GIB
 MIN_MEMORY_BYTES = 4 * GIB
+CUDA_RUNTIMES = ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12", "nvidia-cuda-runtime-cu13")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,19 +74,20 @@ def _check_torch(machine: Hardware) -> Finding:
     if not found:
         return Finding(name="torch", found="absent", is_ok=False,
                        advice="run 'python setup_torch.py' in the checkout.")  # fmt: skip
-    has_cuda = any(_version(name) for name in ("nvidia-cuda-runtime", "nvidia-cuda-runtime-cu12",
-                                               "nvidia-cuda-runtime-cu13")) or "+cu" in found  # fmt: skip
+    has_cuda = "+cu" in found or any(map(_version, CUDA_RUNTIMES))
     build = "CUDA build" if has_cuda else "CPU build"
     if machine.gpus and not has_cuda:
         return Finding(name="torch", found=f"{found}, {build}", is_ok=False,
-                       advice="there is a GPU, but this build cannot use it; reinstall torch.")  # fmt: skip
+                       advice="there is a GPU, but this build cannot use it; reinstall torch."
+        )  # fmt: skip
     return Finding(name="torch", found=f"{found}, {build}", is_ok=True)
 
 
 def _check_room(name: str, free: int, needed: int, advice: str) -> Finding:
     is_ok = free >= needed
     return Finding(name=name, found=to_readable_bytes(free), is_ok=is_ok,
-                   advice="" if is_ok else f"less than {to_readable_bytes(needed)}: {advice}")  # fmt: skip
+                   advice="" if is_ok else f"less than {to_readable_bytes(needed)}: {advice}"
+    )  # fmt: skip
 
 
 def _version(package: str) -> str | None:

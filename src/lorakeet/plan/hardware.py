@@ -52,7 +52,7 @@ def read_hardware(folder: Path = Path()) -> Hardware:
     """This machine; GPUs through the driver's own ``nvidia-smi``, without torch."""
     memory = psutil.virtual_memory()
     return Hardware(
-        cores=len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1,
+        cores=_count_cores(),
         memory_bytes=memory.total, free_memory_bytes=memory.available,
         disk_free_bytes=shutil.disk_usage(folder).free, gpus=read_gpus(),
     )  # fmt: skip
@@ -74,3 +74,10 @@ def read_gpus() -> tuple[Gpu, ...]:
         for name, mib in rows
         if mib.strip().isdigit()
     )
+
+
+def _count_cores() -> int:
+    """The cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -115,7 +115,8 @@ def _gated(config: Config) -> tuple[list[Linear], int]:
                   Linear(name="o_proj", num_in=q, num_out=h, count=n, has_bias=o_bias),
                   Linear(name="gate_proj", num_in=h, num_out=f, count=n, has_bias=mlp_bias),
                   Linear(name="up_proj", num_in=h, num_out=f, count=n, has_bias=mlp_bias),
-                  Linear(name="down_proj", num_in=f, num_out=h, count=n, has_bias=mlp_bias)]  # fmt: skip
+                  Linear(name="down_proj", num_in=f, num_out=h, count=n, has_bias=mlp_bias),
+    ]  # fmt: skip
     norms_per_layer = 4 if kind in ("gemma2", "gemma3_text") else 2
     qk_norm = 2 * head if kind in ("qwen3", "gemma3_text") else 0
     embeddings = config["vocab_size"] * h * (1 if _is_tied(config) else 2)
@@ -128,7 +129,8 @@ def _gpt2(config: Config) -> tuple[list[Linear], int]:
     linear = [Linear(name="attn.c_attn", num_in=h, num_out=3 * h, count=n, has_bias=True),
               Linear(name="attn.c_proj", num_in=h, num_out=h, count=n, has_bias=True),
               Linear(name="mlp.c_fc", num_in=h, num_out=f, count=n, has_bias=True),
-              Linear(name="mlp.c_proj", num_in=f, num_out=h, count=n, has_bias=True)]  # fmt: skip
+              Linear(name="mlp.c_proj", num_in=f, num_out=h, count=n, has_bias=True),
+    ]  # fmt: skip
     return linear, (config["vocab_size"] + config["n_positions"]) * h + (4 * n + 2) * h
 
 
@@ -139,7 +141,8 @@ def _neox(config: Config) -> tuple[list[Linear], int]:
     linear = [Linear(name="query_key_value", num_in=h, num_out=3 * h, count=n, has_bias=bias),
               Linear(name="attention.dense", num_in=h, num_out=h, count=n, has_bias=bias),
               Linear(name="dense_h_to_4h", num_in=h, num_out=f, count=n, has_bias=True),
-              Linear(name="dense_4h_to_h", num_in=f, num_out=h, count=n, has_bias=True)]  # fmt: skip
+              Linear(name="dense_4h_to_h", num_in=f, num_out=h, count=n, has_bias=True),
+    ]  # fmt: skip
     return linear, 2 * config["vocab_size"] * h + (4 * n + 2) * h
 
 
@@ -156,7 +159,8 @@ def _falcon(config: Config) -> tuple[list[Linear], int]:
     linear = [Linear(name="query_key_value", num_in=h, num_out=fused, count=n, has_bias=bias),
               Linear(name="self_attention.dense", num_in=h, num_out=h, count=n, has_bias=bias),
               Linear(name="dense_h_to_4h", num_in=h, num_out=f, count=n, has_bias=bias),
-              Linear(name="dense_4h_to_h", num_in=f, num_out=h, count=n, has_bias=bias)]  # fmt: skip
+              Linear(name="dense_4h_to_h", num_in=f, num_out=h, count=n, has_bias=bias),
+    ]  # fmt: skip
     embeddings = config["vocab_size"] * h * (1 if _is_tied(config) else 2)
     return linear, embeddings + (2 * norms * n + 2) * h
 
@@ -171,7 +175,8 @@ def _phi(config: Config) -> tuple[list[Linear], int]:
               Linear(name="v_proj", num_in=h, num_out=kv, count=n, has_bias=True),
               Linear(name="dense", num_in=h, num_out=h, count=n, has_bias=True),
               Linear(name="fc1", num_in=h, num_out=f, count=n, has_bias=True),
-              Linear(name="fc2", num_in=f, num_out=h, count=n, has_bias=True)]  # fmt: skip
+              Linear(name="fc2", num_in=f, num_out=h, count=n, has_bias=True),
+    ]  # fmt: skip
     vocabulary = config["vocab_size"]
     return linear, 2 * vocabulary * h + vocabulary + (2 * n + 2) * h
 
