@@ -13,7 +13,7 @@ from pathlib import Path
 from lorakeet.base.recipe_file import recipe_from_dict, to_commented_yaml
 
 REFERENCE = Path(__file__).parent / "reference"
-VERBS = ("", "quickstart", "new", "doctor", "plan", "data check", "data build", "data show",
+VERBS = ("", "quickstart", "run", "new", "doctor", "plan", "data check", "data build", "data show",
          "train", "resume", "eval", "report", "merge", "serve", "chat")  # fmt: skip
 
 

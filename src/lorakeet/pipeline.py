@@ -18,25 +18,19 @@ from lorakeet.api.resolve import recipe_of_run, to_recipe
 from lorakeet.api.shipping import export_merged
 from lorakeet.api.training import open_sinks, resume, stage, train
 from lorakeet.base.errors import RequestError
-from lorakeet.base.events import Emit
+from lorakeet.base.events import Emit, read_events
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.recipe_file import recipe_to_dict
 from lorakeet.base.run_folder import RunFolder, read_json, sha256_folder, write_json
 from lorakeet.base.stamps import fingerprint, is_fresh, write_stamp
-from lorakeet.base.units import to_percent, to_readable_count, to_readable_seconds
+from lorakeet.base.units import (
+    to_percent,
+    to_readable_bytes,
+    to_readable_count,
+    to_readable_seconds,
+)
 
 EMBEDDED = Path(__file__).resolve().parent / "embedded" / "quickstart"
-
-
-def run_quickstart(
-    run: str | Path, *, emit: Emit, stop_requested: Callable[[], bool] = lambda: False
-) -> dict[str, Any]:
-    """The main job on the embedded documents and the starter model.
-
-    Returns:
-        the closing figures, the served answers and the report's path.
-    """
-    return run_all(EMBEDDED / "recipe.yaml", run, emit=emit, stop_requested=stop_requested)
 
 
 def run_all(
@@ -48,9 +42,15 @@ def run_all(
 ) -> dict[str, Any]:
     """Documents to a proved specialist: every stage that is not fresh.
 
+    A fully tuned model has nothing to merge, and a classifier does not chat, so these
+    leave out the stages that are not theirs.
+
     Args:
         run: the folder; one that was stopped half-way goes on.
         emit: hears every event besides the run's own diary.
+
+    Returns:
+        the closing figures, the served answers and the report's path.
 
     Raises:
         RequestError: the folder holds a run of another recipe.
@@ -60,8 +60,10 @@ def run_all(
     asked = to_recipe(recipe)
     _train_stage(folder, asked, emit, stop_requested)
     _evaluate_stage(folder, asked, emit)
-    _merge_stage(folder, emit)
-    served = _ask_stage(folder, asked, emit)
+    served: list[dict[str, str]] = []
+    if asked.method.kind == "lora":
+        _merge_stage(folder, emit)
+        served = _ask_stage(folder, asked, emit) if asked.task == "chat" else []
     from lorakeet.evaluate.report import write_report
 
     report = write_report(folder)
@@ -90,7 +92,8 @@ def _train_stage(
 
 def _evaluate_stage(run: RunFolder, recipe: Recipe, emit: Emit) -> None:
     """Asks base and tuned model."""
-    digest = fingerprint(sha256_folder(run.adapter), recipe_to_dict(recipe)["evaluate"])
+    trained = run.adapter if recipe.method.kind == "lora" else run.model
+    digest = fingerprint(sha256_folder(trained), recipe_to_dict(recipe)["evaluate"])
     if not is_fresh(run, "evaluate", digest):
         evaluate(run.path, emit=emit)
         write_stamp(run, "evaluate", digest)
@@ -115,7 +118,9 @@ def _ask_stage(run: RunFolder, recipe: Recipe, emit: Emit) -> list[dict[str, str
         return result["served"]
     from lorakeet.serve.http import start_background_server
 
-    questions = _three_questions(result)
+    questions = _three_questions(result) or list(recipe.train.sample_prompts)[:3]
+    if not questions:
+        return []
     listen = open_sinks(run, emit)
     with (
         stage(listen, "serve"),
@@ -133,8 +138,9 @@ def _ask_stage(run: RunFolder, recipe: Recipe, emit: Emit) -> list[dict[str, str
 
 
 def _three_questions(result: dict[str, Any]) -> list[str]:
-    """Held-out questions spread over the domain."""
-    rows = sorted(result["domain"]["tuned"]["rows"], key=lambda row: str(row["question"]))
+    """Held-out questions spread over the domain; none when nothing was held out."""
+    rows = result.get("domain", {}).get("tuned", {}).get("rows", [])
+    rows = sorted(rows, key=lambda row: str(row["question"]))
     step = max(1, len(rows) // 3)
     return [row["question"] for row in rows[::step][:3]]
 
@@ -170,7 +176,8 @@ def closing_figures(run: RunFolder) -> dict[str, str]:
     """What the closing table shows, each figure read from the run folder."""
     result = read_json(run.evaluation)
     plan = read_json(run.plan)
-    trained = next(m for m in plan["methods"] if m["kind"] == "lora")["trained_parameters"]
+    kind = recipe_of_run(run).method.kind
+    trained = next(m for m in plan["methods"] if m["kind"] == kind)["trained_parameters"]
     whole = plan["model"]["parameters"]
     figures = {
         "trained parameters": f"{to_readable_count(trained)} of {to_readable_count(whole)}"
@@ -185,6 +192,15 @@ def closing_figures(run: RunFolder) -> dict[str, str]:
             figures[title] = (
                 f"{to_percent(base)} -> {to_percent(tuned)} ({100 * (tuned - base):+.1f} points)"
             )
-    merge = read_json(run.proofs / "merge.json")
-    figures["merge, reloaded from disk"] = "verified" if merge["passed"] else "FAILED"
+    if "perplexity" in result:
+        base, tuned = (result["perplexity"][side]["perplexity"] for side in ("base", "tuned"))
+        figures["validation perplexity"] = f"{base:.2f} -> {tuned:.2f}"
+    if "classification" in result:
+        figures["validation accuracy"] = to_percent(result["classification"]["accuracy"])
+    done = [event for event in read_events(run.events) if event["kind"] == "run_finished"]
+    if done and done[-1].get("peak_bytes"):
+        figures["peak memory"] = to_readable_bytes(done[-1]["peak_bytes"])
+    if (run.proofs / "merge.json").is_file():
+        merge = read_json(run.proofs / "merge.json")
+        figures["merge, reloaded from disk"] = "verified" if merge["passed"] else "FAILED"
     return figures

@@ -26,6 +26,8 @@ def evaluate(run: str | Path, *, emit: Emit | None = None) -> dict[str, Any]:
         FileFormatError: the folder holds no run, or no trained adapter.
         RequestError: the recipe names no questions and there is no validation data.
     """
+    from lorakeet.evaluate.report import write_report
+
     folder = RunFolder(Path(run))
     recipe = recipe_of_run(folder)
     listen = open_sinks(folder, emit)
@@ -39,6 +41,7 @@ def evaluate(run: str | Path, *, emit: Emit | None = None) -> dict[str, Any]:
                 "evaluate.general or data.validation in the recipe."
             )
         write_json(folder.evaluation, result)
+    write_report(folder)
     return result
 
 

@@ -183,6 +183,7 @@ def _train_session(
 ) -> Trained:
     """Runs the loop, writes what was trained and reads it back."""
     from lorakeet.train.loop import TrainJob, train_model
+    from lorakeet.train.memory import peak_bytes
 
     run, recipe = session.run, session.recipe
     job = TrainJob(
@@ -206,8 +207,9 @@ def _train_session(
     session.emit(
         "run_finished", steps=result.steps, values=result.best_values,
         best_step=result.best_step, stopped_because=result.stopped_because,
-        tokens_per_s=result.tokens_per_s, duration_s=result.duration_s,
+        tokens_per_s=result.tokens_per_s, duration_s=result.duration_s, peak_bytes=peak_bytes(),
     )  # fmt: skip
+    _write_pages(run)
     return Trained(
         adapter=trained, metrics=dict(result.best_values), folder=run.path,
         steps=result.steps, stopped_because=result.stopped_because,
@@ -228,6 +230,17 @@ def _write_result(session: Session) -> Path:
     write_trained(session.model, recipe.method, folder, recipe.base, lineage)
     session.tokenizer.save_pretrained(folder)
     return folder
+
+
+def _write_pages(run: RunFolder) -> None:
+    """The report, and the curves as a picture where matplotlib is installed."""
+    from lorakeet.base.events import read_events
+    from lorakeet.evaluate.plots import has_matplotlib, write_curves_picture
+    from lorakeet.evaluate.report import write_report
+
+    write_report(run)
+    if has_matplotlib():
+        write_curves_picture(run.pictures / "curves.png", read_events(run.events))
 
 
 def build_validate(session: Session) -> Callable[[], Validation]:

@@ -22,6 +22,7 @@ APP = typer.Typer(
 )
 
 APP.command("quickstart")(run_commands.quickstart)
+APP.command("run")(run_commands.run_all)
 APP.command("new")(plan_commands.new)
 APP.command("doctor")(plan_commands.doctor)
 APP.command("plan")(plan_commands.plan)

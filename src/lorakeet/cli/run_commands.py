@@ -21,17 +21,34 @@ def quickstart(
     as_json: Json = False,
 ) -> None:
     """Documents to a served specialist in minutes, on the embedded starter model."""
+    from lorakeet.pipeline import EMBEDDED
+
+    _run_stages("Quickstart", EMBEDDED / "recipe.yaml", run, as_json)
+
+
+def run_all(
+    recipe: Annotated[Path, typer.Argument(help="A recipe file; 'lorakeet new' writes one.")],
+    run: Annotated[Path, typer.Option(help="The run folder; a stopped run goes on.")],
+    as_json: Json = False,
+) -> None:
+    """All stages: train, evaluate, merge and verify, ask over HTTP, report."""
+    _run_stages("Run", recipe, run, as_json)
+
+
+def _run_stages(title: str, recipe: Path, run: Path, as_json: bool) -> None:
+    """Every stage that is not fresh, with a closing table."""
     from lorakeet.cli.interrupt import watch_signals
     from lorakeet.monitor.console import RunConsole
-    from lorakeet.pipeline import run_quickstart
+    from lorakeet.pipeline import run_all as start
 
     with watch_signals() as stop_requested, RunConsole(is_quiet=as_json) as console:
-        outcome = run_quickstart(run, emit=console.emit, stop_requested=stop_requested)
+        outcome = start(recipe, run, emit=console.emit, stop_requested=stop_requested)
     if as_json:
         print_json(outcome)
         return
-    _print_answers(outcome["served"])
-    print_table("Quickstart", ("what", "figure"), list(outcome["figures"].items()))
+    if outcome["served"]:
+        _print_answers(outcome["served"])
+    print_table(title, ("what", "figure"), list(outcome["figures"].items()))
     print_done(f"the report is {outcome['report']}")
 
 
@@ -68,13 +85,10 @@ def resume(run: Run, as_json: Json = False) -> None:
 def evaluate(run: Run, as_json: Json = False) -> None:
     """Ask base and tuned model the same questions; write evaluation.json and the report."""
     from lorakeet.api.evaluation import evaluate as score
-    from lorakeet.base.run_folder import RunFolder
-    from lorakeet.evaluate.report import write_report
     from lorakeet.monitor.console import RunConsole
 
     with RunConsole(is_quiet=as_json) as console:
         result = score(run, emit=console.emit)
-    write_report(RunFolder(run))
     if as_json:
         print_json(result)
         return

@@ -44,6 +44,7 @@ from lorakeet.export.fresh import (
     sha256_tensor,
 )
 from lorakeet.models.load import load_model, resolve_base
+from lorakeet.models.quiet import no_bars
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_SIZE = "4GB"
@@ -193,7 +194,8 @@ def _write_files(base: str, adapter_folder: Path, folder: Path, dtype: str | Non
     _check_room(folder, num_bytes)
     tensors = {name: sha256_tensor(tensor) for name, tensor in model.state_dict().items()}
     try:
-        model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        with no_bars():
+            model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
         tokenizer.save_pretrained(folder)
     except OSError as error:
         raise to_disk_error(error, folder, num_bytes) from error

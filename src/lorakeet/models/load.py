@@ -12,6 +12,7 @@ from typing import Any
 
 from lorakeet.base.errors import FileFormatError, MachineError, RequestError
 from lorakeet.base.run_folder import read_json
+from lorakeet.models.quiet import no_bars
 
 EMBEDDED_STARTER = Path(__file__).resolve().parents[1] / "embedded" / "starter"
 STARTER = "starter"
@@ -139,7 +140,8 @@ def _read_weights(model_class: Any, folder: Path, settings: dict[str, Any]) -> t
     from safetensors import SafetensorError
 
     try:
-        return model_class.from_pretrained(folder, **settings)
+        with no_bars():
+            return model_class.from_pretrained(folder, **settings)
     except SafetensorError as error:
         raise FileFormatError(
             f"{folder}: a safetensors file is damaged ({_first_line(error)}). Fetch or copy the "

@@ -21,6 +21,7 @@ from lorakeet.adapters.targets import HEAD_NAMES, is_inside
 from lorakeet.base.errors import FileFormatError
 from lorakeet.base.recipe import MethodSettings
 from lorakeet.base.run_folder import sha256_file, write_json
+from lorakeet.models.quiet import no_bars
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +130,8 @@ def _write_full(model: nn.Module, folder: Path, base: str, lineage: Mapping[str,
     beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
     try:
-        model.save_pretrained(beside)
+        with no_bars():
+            model.save_pretrained(beside)
         files = {path.name: sha256_file(path) for path in sorted(beside.iterdir())}
         write_json(beside / LINEAGE, {**lineage, "format": 1, "base": base, "files": files})
         publish_folder(beside, folder)
