@@ -24,26 +24,27 @@ from lorakeet.base.run_folder import RunFolder, read_json, write_text
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "data"
 RESULTS = Path(__file__).parent / "results"
-SOURCES = {
-    "Dolly 15k": ("dolly15k/dolly.jsonl.xz", "instruction", "context", "response"),
+SOURCES = {  # file, fields, and how many bytes a row may have
+    "Dolly 15k": ("dolly15k/dolly.jsonl.xz", ("instruction", "context", "response"), 400),
     "Chinese medical dialogue": (
-        "zh_medical_dialogue/internal_medicine.jsonl.xz", "ask", "none", "answer"),
+        "zh_medical_dialogue/internal_medicine.jsonl.xz", ("ask", "none", "answer"), 1000),
 }  # fmt: skip
 METHODS = {
     "LoRA r=16, all linear": ({"kind": "lora", "rank": 16, "alpha": 32}, (2e-3, 5e-3)),
     "full fine-tuning": ({"kind": "full"}, (3e-4, 1e-3)),
 }
-MAX_BYTES = 400
 VALIDATION_ROWS = 120
 
 
-def read_short_rows(path: Path, fields: tuple[str, str, str]) -> Iterator[dict[str, str]]:
+def read_short_rows(
+    path: Path, fields: tuple[str, str, str], max_bytes: int
+) -> Iterator[dict[str, str]]:
     """Rows with a question and an answer that fit the starter's window."""
     with lzma.open(path, "rt", encoding="utf-8") as file:
         for line in file:
             row = json.loads(line)
             question, extra, answer = (str(row.get(field) or "").strip() for field in fields)
-            if question and answer and len(f"{question}{extra}{answer}".encode()) < MAX_BYTES:
+            if question and answer and len(f"{question}{extra}{answer}".encode()) < max_bytes:
                 yield {"instruction": question, "input": extra, "output": answer}
 
 
@@ -85,12 +86,12 @@ def main() -> None:
         "| data | method | trained | rate | before | after | seconds | tokens/s |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    for source, (path, *fields) in SOURCES.items():
+    for source, (path, fields, max_bytes) in SOURCES.items():
         work = Path(tempfile.mkdtemp())
         rows = [
             row
             for row, _ in zip(
-                read_short_rows(SHARED / path, tuple(fields)),
+                read_short_rows(SHARED / path, fields, max_bytes),
                 range(arguments.rows + VALIDATION_ROWS),
                 strict=False,
             )
