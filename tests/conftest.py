@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from zlib import crc32
 
 import pytest
 
@@ -27,3 +28,17 @@ def tiny_llama(shared: Path) -> Path:
 def chat_tokenizer_folder(shared: Path) -> Path:
     """MiniMind's bilingual tokenizer of 6,400 tokens with a ChatML template."""
     return shared / "tokenizers" / "minimind"
+
+
+def pytest_addoption(parser):
+    """``--share 7/4`` runs the part 7 mod 4 of four parts, by a hash of each test's name."""
+    parser.addoption("--share", default=None, metavar="K/N", help="run one of N shares of tests")
+
+
+def pytest_collection_modifyitems(config, items):
+    """Keeps the asked share, the same for the same names."""
+    if config.getoption("--share"):
+        number, parts = map(int, config.getoption("--share").split("/"))
+        mine = [i for i in items if crc32(i.nodeid.encode()) % parts == number % parts]
+        config.hook.pytest_deselected(items=[item for item in items if item not in mine])
+        items[:] = mine
