@@ -20,7 +20,7 @@ lint: .venv/dev-ready
 .venv/ready: pyproject.toml setup_torch.py
 	$(PYTHON) -m venv .venv
 	$(BIN)/python setup_torch.py
-	$(BIN)/pip install -e '.[eval,plots,tensorboard]'
+	$(BIN)/pip install -e '.[plots,tensorboard]'
 	touch $@
 
 .venv/dev-ready: .venv/ready

@@ -14,8 +14,6 @@ from lorakeet.plan.hardware import Hardware, read_hardware
 EXTRAS = {
     "tensorboard": ("tensorboard", "no curves in TensorBoard; the report has them"),
     "matplotlib": ("plots", "no confusion-matrix picture"),
-    "scikit-learn": ("eval", "no table by class for classifiers"),
-    "rouge-score": ("eval", "no ROUGE for free answers"),
     "pyarrow": ("parquet", "no Parquet files as data"),
 }
 MIN_DISK_BYTES = 5 * GIB
