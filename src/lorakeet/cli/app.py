@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from lorakeet import __version__
-from lorakeet.base.errors import LorakeetError
+from lorakeet.base.errors import InterruptedRun, LorakeetError
 from lorakeet.cli import data_commands, plan_commands, run_commands, ship_commands
 
 APP = typer.Typer(
@@ -63,6 +63,9 @@ def run() -> int:
         APP()
     except SystemExit as ended:
         return ended.code if isinstance(ended.code, int) else 0
+    except InterruptedRun as stop:
+        ERRORS.print(str(stop), style="bold", soft_wrap=True, markup=False)
+        return stop.exit_code
     except LorakeetError as error:
         print_error(str(error))
         return error.exit_code

@@ -65,6 +65,8 @@ def read_tokenizer(base: str) -> Any:
         raise FileFormatError(
             f"{folder}: no readable tokenizer ({_first_line(error)}). Needed is a tokenizer.json."
         ) from error
+    # The window is ours to watch; transformers' warning about it would only repeat that.
+    tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
     if not getattr(tokenizer, "is_fast", False):
         raise FileFormatError(
             f"{folder}: only a slow tokenizer is there, which gives no character offsets. Needed "
