@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from markupsafe import Markup, escape
 
 WIDTH, HEIGHT = 440, 232
-LEFT, RIGHT, TOP, BOTTOM = 52, 12, 26, 36
+LEFT, RIGHT, TOP, BOTTOM = 52, 22, 26, 36
 MAX_POINTS = 400
 Point = tuple[float, float]
 

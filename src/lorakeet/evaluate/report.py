@@ -48,6 +48,7 @@ def render_report(facts: RunFacts) -> str:
         status=describe_status(facts),
         cards=build_cards(facts),
         charts=draw_charts(facts),
+        alarms=group_alarms(facts),
         comparisons=compare_sides(facts),
         retention=as_mapping(facts.evaluation.get("retention")),
         served=facts.evaluation.get("served") or [],
@@ -80,8 +81,23 @@ def describe_status(facts: RunFacts) -> dict[str, str]:
     if newest.get("best_step"):
         text += f", best at step {newest['best_step']}"
     if newest.get("stopped_because"):
-        text += f"; stopped because: {newest['stopped_because']}"
+        text += f". {newest['stopped_because'].rstrip('.')}"
     return {"word": "finished", "tone": "good", "text": text + "."}
+
+
+def group_alarms(facts: RunFacts) -> list[dict[str, str]]:
+    """One line for each kind of alarm: when it sounded first, how often, and what it said."""
+    codes: dict[str, list[dict[str, Any]]] = {}
+    for alarm in facts.of_kind("alarm"):
+        codes.setdefault(str(alarm.get("code")), []).append(alarm)
+    lines = []
+    for code, found in codes.items():
+        first, last = found[0].get("step"), found[-1].get("step")
+        when = (
+            f"{len(found)} times from step {first} to {last}" if len(found) > 1 else f"step {first}"
+        )
+        lines.append({"code": code, "when": when, "message": str(found[0].get("message", ""))})
+    return lines
 
 
 def draw_charts(facts: RunFacts) -> list[Any]:
