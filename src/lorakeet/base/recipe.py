@@ -170,7 +170,12 @@ class TrainSettings(Section):
         ge=1,
     )
     micro_batch_tokens: int | Literal["auto"] = setting(
-        "auto", "padded tokens that pass the model at once; changes memory, not the result"
+        "auto", "tokens that pass the model at once; changes memory, not the result"
+    )
+    packing: bool = setting(
+        True,
+        "samples lie end to end without padding and do not see each other",
+        why="same gradients, no wasted slot; a model whose answers would differ is padded",
     )
     schedule: Schedule = setting("cosine", "how the rate falls after the warm-up")
     warmup_fraction: float = setting(0.03, "share of the steps with a rising rate", ge=0, lt=1)

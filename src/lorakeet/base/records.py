@@ -146,6 +146,30 @@ class Batch:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Pack:
+    """Samples of one micro-batch end to end in one row, without padding.
+
+    Args:
+        ids_T: int64.
+        positions_T: int64, counted from 0 in each document.
+        mask_T: bool, True at trained targets; the first of a document is never one.
+        bounds: N + 1 places; document n is ``ids_T[bounds[n]:bounds[n + 1]]``.
+        labels_N: int64, class indices (-1 for language modelling).
+    """
+
+    ids_T: np.ndarray
+    positions_T: np.ndarray
+    mask_T: np.ndarray
+    bounds: tuple[int, ...]
+    labels_N: np.ndarray
+
+    @property
+    def num_targets(self) -> int:
+        """Trained tokens, or rows when the rows carry class labels."""
+        return int(self.mask_T.sum()) or int((self.labels_N >= 0).sum())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class StepReport:
     """What one optimiser step did.
 

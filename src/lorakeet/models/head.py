@@ -59,7 +59,7 @@ def read_head_facts(model: nn.Module) -> HeadFacts:
     Cost: five forward passes over six tokens, once a model.
     """
     if model not in _FOUND:
-        with torch.no_grad(), _evaluation_mode(model):
+        with torch.no_grad(), evaluation_mode(model):
             if not _is_finite(model):
                 return HeadFacts(is_plain=False, is_causal=True)
             _FOUND[model] = HeadFacts(is_plain=_is_plain(model), is_causal=_is_causal(model))
@@ -153,7 +153,7 @@ def _enlarge_by(factor: float) -> Any:
 
 
 @contextmanager
-def _evaluation_mode(model: nn.Module) -> Iterator[None]:
+def evaluation_mode(model: nn.Module) -> Iterator[None]:
     """Evaluation mode inside, and each module's own mode again afterwards."""
     modes = [(module, module.training) for module in model.modules()]
     model.eval()

@@ -28,6 +28,7 @@ from torch.utils.checkpoint import checkpoint
 
 from lorakeet.base.errors import RequestError
 from lorakeet.models.head import backbone_of, bend, head_of, read_head_facts, soft_cap_of
+from lorakeet.models.packed import first_tokens_only, packed, read_pack_facts
 
 CHUNK_LOGITS = 4_000_000
 
@@ -69,6 +70,50 @@ def score_targets(
     )[0]
     hidden_ND, head = hidden_BTD[predicts_BT], head_of(model)
     return score_hidden(hidden_ND, head, targets_N, soft_cap_of(model)), len(targets_N)
+
+
+def score_pack(
+    model: nn.Module, ids_T: Tensor, positions_T: Tensor, mask_T: Tensor, bounds: tuple[int, ...]
+) -> tuple[Tensor, int]:
+    """The summed loss over the targets of documents that lie end to end, and their number.
+
+    Args:
+        positions_T: int64, from 0 in each document.
+        bounds: where documents begin and end; see ``base.records.Pack``.
+
+    Returns:
+        as ``score_targets``; the model must be packable (``models.packed``).
+    """
+    predicts_T = torch.zeros_like(mask_T)
+    predicts_T[:-1] = mask_T[1:]
+    targets_N = ids_T[mask_T]
+    row = {
+        "input_ids": ids_T[None],
+        "position_ids": positions_T[None] + read_pack_facts(model).first_position,
+        "use_cache": False,
+    }
+    if not read_head_facts(model).is_plain:
+        with packed(model, bounds):
+            logits_TV = model(**row)[0][0]
+        loss = F.cross_entropy(logits_TV[predicts_T].float(), targets_N, reduction="sum")
+        return loss, len(targets_N)
+    with packed(model, bounds):
+        hidden_ND = backbone_of(model)(**row)[0][0][predicts_T]
+    return score_hidden(hidden_ND, head_of(model), targets_N, soft_cap_of(model)), len(targets_N)
+
+
+def score_pack_labels(
+    model: nn.Module, ids_T: Tensor, positions_T: Tensor, bounds: tuple[int, ...], labels_N: Tensor
+) -> tuple[Tensor, int, Tensor]:
+    """The summed classification loss over documents that lie end to end.
+
+    Returns:
+        as ``score_labels``; the model must be row-packable (``models.packed``).
+    """
+    first = read_pack_facts(model).first_position
+    with packed(model, bounds), first_tokens_only(model, bounds):
+        logits_NC = model(input_ids=ids_T[None], position_ids=positions_T[None] + first)[0].float()
+    return F.cross_entropy(logits_NC, labels_N, reduction="sum"), len(labels_N), logits_NC
 
 
 def score_labels(

@@ -22,6 +22,7 @@ from lorakeet.base.records import StepReport, Validation
 from lorakeet.base.run_folder import RunFolder
 from lorakeet.data.order import StepOrder
 from lorakeet.data.prepare import PreparedData
+from lorakeet.models.packed import read_pack_facts
 from lorakeet.train.checkpoint import (
     Checkpoint,
     collect_moments,
@@ -253,4 +254,11 @@ def _build_runner(job: TrainJob) -> StepRunner:
         pad_id=job.pad_id,
         micro_batch_tokens=AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked,
         max_gradient_norm=settings.max_gradient_norm,
+        packs=settings.packing and _is_packable(job.model, job.recipe.task),
     )
+
+
+def _is_packable(model: nn.Module, task: str) -> bool:
+    """Whether the model's answers stay the same when rows lie end to end."""
+    facts = read_pack_facts(model)
+    return facts.is_row_packable if task == "classify" else facts.is_packable

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor, nn
 
 from lorakeet.base.errors import NumericsError
-from lorakeet.base.records import Batch, EncodedSample
+from lorakeet.base.records import Batch, EncodedSample, Pack
 from lorakeet.data.collate import collate
 from lorakeet.data.order import split_micro_batches
-from lorakeet.models.score import score_labels, score_targets
+from lorakeet.data.packing import build_pack, pack_rows
+from lorakeet.models.score import score_labels, score_pack, score_pack_labels, score_targets
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +47,8 @@ class StepRunner:
 
     Args:
         parameters: every trained parameter.
-        micro_batch_tokens: padded tokens that pass the model at once.
+        micro_batch_tokens: tokens that pass the model at once, padding included.
+        packs: rows lie end to end instead of padded; the model must be packable.
     """
 
     model: nn.Module
@@ -55,6 +57,7 @@ class StepRunner:
     pad_id: int
     micro_batch_tokens: int
     max_gradient_norm: float
+    packs: bool = False
 
     def run(self, samples: Sequence[EncodedSample], seed: tuple[int, int]) -> StepResult:
         """Accumulates, checks, clips and steps.
@@ -68,8 +71,8 @@ class StepRunner:
         """
         started_s = time.perf_counter()
         lengths = [len(sample.ids) for sample in samples]
-        groups = split_micro_batches(lengths, self.micro_batch_tokens)
-        batches = [collate([samples[i] for i in group], self.pad_id) for group in groups]
+        groups = self._cut(lengths)
+        batches = [self._build([samples[i] for i in group]) for group in groups]
         num_targets = sum(batch.num_targets for batch in batches)
         with _own_randomness(self.parameters[0].device, hash_seed(*seed)):
             losses = self._accumulate(batches, num_targets)
@@ -87,12 +90,21 @@ class StepRunner:
             duration_s=time.perf_counter() - started_s,
         )  # fmt: skip
 
-    def _accumulate(self, batches: Sequence[Batch], num_targets: int) -> list[float]:
+    def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
+        """The rows of a step in micro-batches, as positions within the step."""
+        cut = pack_rows if self.packs else split_micro_batches
+        return cut(lengths, self.micro_batch_tokens)
+
+    def _build(self, samples: Sequence[EncodedSample]) -> Batch | Pack:
+        return build_pack(samples) if self.packs else collate(samples, self.pad_id)
+
+    def _accumulate(self, batches: Sequence[Batch | Pack], num_targets: int) -> list[float]:
         """Adds up the gradients of all micro-batches; returns the summed loss of each."""
         device = self.parameters[0].device
         losses = []
         for batch in batches:
-            loss_sum = score_batch(self.model, batch, device)
+            score = score_packed if isinstance(batch, Pack) else score_batch
+            loss_sum = score(self.model, batch, device)
             (loss_sum / num_targets).backward()
             losses.append(loss_sum.detach())
         return torch.stack(losses).tolist()  # one wait for the device a step
@@ -107,6 +119,17 @@ def score_batch(model: nn.Module, batch: Batch, device: torch.device | str) -> T
         return score_labels(model, ids_BT, attention_BT, labels_B)[0]
     mask_BT = torch.from_numpy(batch.mask_BT).to(device)
     return score_targets(model, ids_BT, attention_BT, mask_BT)[0]
+
+
+def score_packed(model: nn.Module, pack: Pack, device: torch.device | str) -> Tensor:
+    """The summed loss of a pack of tokens or of labelled rows."""
+    ids_T = torch.from_numpy(pack.ids_T).to(device)
+    positions_T = torch.from_numpy(pack.positions_T).to(device)
+    if (pack.labels_N >= 0).all():
+        labels_N = torch.from_numpy(pack.labels_N).to(device)
+        return score_pack_labels(model, ids_T, positions_T, pack.bounds, labels_N)[0]
+    mask_T = torch.from_numpy(pack.mask_T).to(device)
+    return score_pack(model, ids_T, positions_T, mask_T, pack.bounds)[0]
 
 
 @contextmanager

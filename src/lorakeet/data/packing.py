@@ -1,0 +1,64 @@
+"""Samples laid end to end in one row, so that no slot of a batch is padding.
+
+Each document keeps its own positions and attends to itself alone (``models.packed``),
+so a packed step gives the gradients of one sample at a time.
+
+Legend: T tokens of the pack, N documents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from lorakeet.base.errors import RequestError
+from lorakeet.base.records import EncodedSample, Pack
+
+
+def pack_rows(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
+    """The rows of a step in packs of at most ``max_tokens``: best fit, the longest first.
+
+    Each row goes into the fullest pack that still has room for it (best-fit decreasing,
+    arXiv:2404.10830 section 3); a row above the limit stands alone.  No row is cut.
+
+    Returns:
+        positions within the step, each exactly once.
+
+    >>> pack_rows([10, 90, 12, 88], max_tokens=100)
+    [[1, 0], [3, 2]]
+    """
+    packs: list[list[int]] = []
+    room: list[int] = []
+    for place in sorted(range(len(lengths)), key=lambda i: (-lengths[i], i)):
+        fitting = [(free, i) for i, free in enumerate(room) if free >= lengths[place]]
+        if fitting:
+            _, chosen = min(fitting)
+            packs[chosen].append(place)
+            room[chosen] -= lengths[place]
+        else:
+            packs.append([place])
+            room.append(max_tokens - lengths[place])
+    return packs
+
+
+def build_pack(samples: Sequence[EncodedSample]) -> Pack:
+    """Samples end to end.
+
+    Raises:
+        RequestError: there is no sample, or no sample has anything to train.
+    """
+    if not samples:
+        raise RequestError("a pack needs at least one sample.")
+    lengths = [len(sample.ids) for sample in samples]
+    pack = Pack(
+        ids_T=np.concatenate([np.asarray(s.ids, dtype=np.int64) for s in samples]),
+        positions_T=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
+        mask_T=np.concatenate([np.asarray(s.mask, dtype=bool) for s in samples]),
+        bounds=tuple(int(end) for end in np.cumsum([0, *lengths])),
+        labels_N=np.asarray([sample.label for sample in samples], dtype=np.int64),
+    )
+    if not pack.num_targets:
+        places = ", ".join(str(sample.origin) for sample in samples[:3])
+        raise RequestError(f"a pack without any trained token ({places}) cannot be built.")
+    return pack

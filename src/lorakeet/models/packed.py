@@ -1,0 +1,239 @@
+"""Documents of one row that do not see each other: attention, positions, and a proof.
+
+transformers calls attention through a table of functions, so one function serves
+every family that uses the table: it attends document by document with the
+fastest kernel that torch has, without ever building a T x T mask.
+
+    out[:, a:b] = attention(q[:, a:b], k[:, a:b], v[:, a:b])    for documents a:b
+
+Whether a family really goes through the table, and where its positions begin (RoBERTa
+counts from padding_idx + 1), is not guessed from names: each model is asked once to
+answer two short documents packed and apart.  A model whose answers differ is batched
+with padding instead, which is slower and right.
+
+Legend: T tokens of the row, H heads, D width of a head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
+from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
+from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
+
+from lorakeet.models.head import backbone_of, evaluation_mode
+
+NAME = "lorakeet_packed"
+PROBE_LENGTHS = (5, 3)
+_FAILURES = (TypeError, ValueError, AttributeError, IndexError, RuntimeError, StopIteration)
+_BOUNDS: ContextVar[tuple[int, ...] | None] = ContextVar("lorakeet_pack_bounds", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class PackFacts:
+    """What a probe found.
+
+    Args:
+        is_packable: packed documents answer as they do alone.
+        is_row_packable: a classifier's logits too.
+        first_position: the position of a document's first token.
+    """
+
+    is_packable: bool
+    is_row_packable: bool
+    first_position: int
+
+
+_FOUND: WeakKeyDictionary[nn.Module, PackFacts] = WeakKeyDictionary()
+
+
+def read_pack_facts(model: nn.Module) -> PackFacts:
+    """Whether a model's documents can be packed; measured at the first call and remembered.
+
+    Cost: at most five forward passes over eight tokens, once a model.
+    """
+    if model not in _FOUND:
+        padding_idx = getattr(model.config, "pad_token_id", None) or 0
+        with torch.no_grad(), evaluation_mode(model):
+            firsts = [first for first in (0, padding_idx + 1) if _answers_alike(model, first)]
+            first = firsts[0] if firsts else 0
+            _FOUND[model] = PackFacts(
+                is_packable=bool(firsts), first_position=first,
+                is_row_packable=bool(firsts) and _classifies_alike(model, first),
+            )  # fmt: skip
+    return _FOUND[model]
+
+
+@contextmanager
+def first_tokens_only(model: nn.Module, bounds: tuple[int, ...]) -> Iterator[None]:
+    """Inside, the layers hand on the first token of each document, [N, 1, D] for [1, T, D].
+
+    A classifier's pooler and head read a row's first token; so each document is a row to
+    them.  A model without one stack of layers under its backbone fails the probe.
+    """
+    layers = next(
+        part
+        for name in ("encoder", "transformer")
+        if (part := getattr(backbone_of(model), name, None))
+    )
+    starts = list(bounds[:-1])
+
+    def choose(module: nn.Module, inputs: Any, output: Any) -> Any:
+        if isinstance(output, tuple):
+            return (output[0][0, starts][:, None], *output[1:])
+        output[next(iter(output))] = output[0][0, starts][:, None]
+        return output
+
+    handle = layers.register_forward_hook(choose)
+    try:
+        yield
+    finally:
+        handle.remove()
+
+
+@contextmanager
+def packed(model: nn.Module, bounds: tuple[int, ...]) -> Iterator[None]:
+    """Inside, the model's attention keeps the documents of a row apart."""
+    configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
+    former = {key: config._attn_implementation for key, config in configs.items()}
+    token = _BOUNDS.set(bounds)
+    try:
+        for config in configs.values():
+            config._attn_implementation = NAME
+        yield
+    finally:
+        _BOUNDS.reset(token)
+        for key, config in configs.items():
+            config._attn_implementation = former[key]
+
+
+def attend(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
+    dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
+    **options: Any,
+) -> tuple[Tensor, None]:  # fmt: skip
+    """transformers' attention call, document by document.
+
+    Args:
+        query: [1, H, T, D]; key and value may have fewer heads.
+
+    Returns:
+        ([1, T, H, D], None).
+    """
+    bounds = _BOUNDS.get()
+    if bounds is None:
+        return sdpa_attention_forward(
+            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
+            is_causal=is_causal, **options,
+        )  # fmt: skip
+    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+    window, cap = options.get("sliding_window"), options.get("softcap")
+    parts = []
+    for start, end in zip(bounds, bounds[1:], strict=False):
+        q, k, v = (x[:, :, start:end] for x in (query, key, value))
+        k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
+        if cap is not None:
+            parts.append(
+                _attend_with_cap(q, k, v, cap, scaling, _mask(end - start, causal, window))
+            )
+            continue
+        is_windowed = window is not None and end - start > window
+        mask = _mask(end - start, causal, window).to(q.device) if is_windowed else None
+        parts.append(
+            F.scaled_dot_product_attention(
+                q,
+                k,
+                v,
+                attn_mask=mask,
+                dropout_p=dropout,
+                scale=scaling,
+                is_causal=causal and mask is None and end - start > 1,
+            )  # fmt: skip
+        )
+    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
+
+
+def _repeat(x: Tensor, heads: int) -> Tensor:
+    """Key-value heads repeated for the query heads that share them."""
+    groups = heads // x.shape[1]
+    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
+
+
+def _mask(length: int, causal: bool, window: int | None) -> Tensor:
+    """Bool [length, length], True where a query (row) sees a key (column)."""
+    place = torch.arange(length)
+    distance = place[:, None] - place[None, :]
+    seen = distance >= 0 if causal else torch.ones(length, length, dtype=torch.bool)
+    return seen & (distance.abs() < window) if window is not None else seen
+
+
+def _attend_with_cap(
+    q: Tensor, k: Tensor, v: Tensor, cap: float, scaling: float | None, mask: Tensor
+) -> Tensor:
+    """Gemma 2's attention, z -> c tanh(z / c) before the softmax."""
+    scale = scaling if scaling is not None else q.shape[-1] ** -0.5
+    scores = cap * torch.tanh(q @ k.transpose(-1, -2) * scale / cap)
+    scores = scores.masked_fill(~mask.to(q.device), float("-inf"))
+    return torch.softmax(scores.float(), -1).to(q.dtype) @ v
+
+
+def _no_mask(*args: Any, **kwargs: Any) -> Tensor | None:
+    """transformers' mask builder: none for a pack, its own otherwise."""
+    return None if _BOUNDS.get() is not None else sdpa_mask(*args, **kwargs)
+
+
+def _answers_alike(model: nn.Module, first: int) -> bool:
+    """Whether two documents answer alike packed and apart, positions beginning at ``first``."""
+    ids, positions, bounds = _probe(model, first)
+    backbone = backbone_of(model)
+    try:
+        apart = [backbone(input_ids=part)[0] for part in ids.split(PROBE_LENGTHS, dim=1)]
+        with packed(model, bounds):
+            together = backbone(input_ids=ids, position_ids=positions)[0]
+    except _FAILURES:
+        return False
+    return _is_near(together, torch.cat(apart, dim=1))
+
+
+def _classifies_alike(model: nn.Module, first: int) -> bool:
+    """Whether the logits of two documents are alike packed and apart."""
+    if not hasattr(model, "num_labels") or backbone_of(model) is model:
+        return False
+    ids, positions, bounds = _probe(model, first)
+    try:
+        apart = [model(input_ids=part)[0] for part in ids.split(PROBE_LENGTHS, dim=1)]
+        with packed(model, bounds), first_tokens_only(model, bounds):
+            together = model(input_ids=ids, position_ids=positions)[0]
+    except _FAILURES:
+        return False
+    return _is_near(together, torch.cat(apart, dim=0))
+
+
+def _probe(model: nn.Module, first: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
+    """Ids and positions of two short documents in one row, and their bounds."""
+    num_ids = model.get_input_embeddings().weight.shape[0]
+    device = next(model.parameters()).device
+    ids_T = torch.arange(sum(PROBE_LENGTHS), device=device) * 11 % (num_ids // 2) + num_ids // 2
+    positions_T = torch.cat([torch.arange(length) + first for length in PROBE_LENGTHS]).to(device)
+    return ids_T[None], positions_T[None], (0, PROBE_LENGTHS[0], sum(PROBE_LENGTHS))
+
+
+def _is_near(found: Tensor, expected: Tensor) -> bool:
+    """Of one shape, finite, and equal up to rounding."""
+    if found.shape != expected.shape or not torch.isfinite(expected).all():
+        return False
+    near = 1e-4 if expected.dtype == torch.float32 else 3e-2
+    return float((found - expected).abs().max()) <= near * float(expected.abs().max())
+
+
+ALL_ATTENTION_FUNCTIONS.register(NAME, attend)
+ALL_MASK_ATTENTION_FUNCTIONS.register(NAME, _no_mask)
