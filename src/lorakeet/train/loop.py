@@ -22,6 +22,7 @@ from lorakeet.base.records import StepReport, Validation
 from lorakeet.base.run_folder import RunFolder
 from lorakeet.data.order import StepOrder
 from lorakeet.data.prepare import PreparedData
+from lorakeet.models.fast import fast_units
 from lorakeet.models.packed import read_pack_facts
 from lorakeet.train.checkpoint import (
     Checkpoint,
@@ -205,9 +206,16 @@ def train_model(
         NumericsError: a loss or gradient is not finite; nothing of it is kept.
         MachineError: a checkpoint cannot be written.
     """
+    with fast_units(job.model) as units:
+        loop = TrainLoop(job, emit, validate)
+        emit("path", packing=loop.runner.packs, units=units)
+        return _run(loop, stop_requested)
+
+
+def _run(loop: TrainLoop, stop_requested: Callable[[], bool]) -> TrainResult:
+    """Steps and looks until something ends them."""
     started_s = time.perf_counter()
-    loop = TrainLoop(job, emit, validate)
-    if job.resume_from is not None:
+    if loop.job.resume_from is not None:
         loop.restore()
     if loop.step == 0:
         loop.look()
@@ -228,7 +236,7 @@ def train_model(
             f"{loop.tracker.metric} has not improved for {loop.tracker.looks_since} looks; the "
             f"best is step {loop.tracker.best_step}."
         )
-        emit("early_stop", step=loop.step, reason=reason, best_step=loop.tracker.best_step)
+        loop.emit("early_stop", step=loop.step, reason=reason, best_step=loop.tracker.best_step)
     if not is_interrupted:
         loop.finish()
     return TrainResult(

@@ -1,0 +1,59 @@
+"""W0 x + b + s B A x as one function that saves little and makes no copy of its answer.
+
+Forward                         saved: x, z (z is T x r)
+    z = x A^T
+    y = x W0^T + b,   y += s z B^T            (into y, no temporary of y's size)
+
+Backward, with dy given and W0 frozen
+    dz = s dy B
+    dx = dy W0,       dx += dz A
+    dA = dz^T x,      dB = s dy^T z
+
+Legend: T tokens, r rank; x [T, in], W0 [out, in], A [r, in], B [out, r], s = alpha / r.
+Source: arXiv:2106.09685 section 4.1; the gradients are those of autograd.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+
+class LoraProduct(torch.autograd.Function):
+    """The adapted linear layer; ``apply(x, W0, b, A, B, s)`` with W0 as [out, in]."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, W0: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
+    ) -> Tensor:
+        x_TI = x.reshape(-1, x.shape[-1])
+        y_TO = x_TI @ W0.T if b is None else torch.addmm(b, x_TI, W0.T)
+        z_Tr = x_TI @ A.T
+        y_TO.addmm_(z_Tr, B.T, alpha=s)
+        ctx.save_for_backward(x, z_Tr, W0, A, B)
+        ctx.s = s
+        return y_TO.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
+        x, z_Tr, W0, A, B = ctx.saved_tensors
+        dy_TO = dy.reshape(-1, dy.shape[-1])
+        dz_Tr = (dy_TO @ B).mul_(ctx.s)
+        dx = dA = dB = None
+        if ctx.needs_input_grad[0]:
+            dx = (dy_TO @ W0).addmm_(dz_Tr, A).view(x.shape)
+        if ctx.needs_input_grad[3]:
+            dA = dz_Tr.T @ x.reshape(-1, x.shape[-1])
+        if ctx.needs_input_grad[4]:
+            dB = (dy_TO.T @ z_Tr).mul_(ctx.s)
+        return dx, None, None, dA, dB, None
+
+
+def can_fuse(x: Tensor, W0: Tensor, b: Tensor | None, A: Tensor) -> bool:
+    """Whether the fused product is exact here: one dtype, and a base that is frozen."""
+    is_frozen = not W0.requires_grad and (b is None or not b.requires_grad)
+    return is_frozen and x.dtype == W0.dtype == A.dtype and not torch.is_autocast_enabled()

@@ -1,0 +1,109 @@
+"""Elementwise parts of a layer as functions that save little and recompute the rest.
+
+    RMS norm    y = w x / sqrt(mean(x^2) + eps)             saves x and one number a row
+    gate        y = act(g) u                                saves g and u, not act(g)
+    rotation    (x1, x2) -> (x1 c - x2 s, x2 c + x1 s)      saves nothing but c and s
+
+Plain autograd keeps three to five arrays of the size of x for each of these; on a
+CPU, writing and reading them costs more than the arithmetic.
+
+Legend: ... any leading sizes, D width.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn import functional as F
+
+
+class RmsNorm(torch.autograd.Function):
+    """w x r with r = 1 / sqrt(mean(x^2) + eps); ``apply(x, w, eps)`` (arXiv:1910.07467).
+
+    With n = x r and t = dy w:   dx = r (t - n mean(t n)),   dw = sum dy n.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, w: Tensor, eps: float) -> Tensor:
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
+        ctx.save_for_backward(x, w, r)
+        return (x * r).mul_(w)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, w, r = ctx.saved_tensors
+        dw = None
+        if ctx.needs_input_grad[1]:
+            dw = (dy * (x * r)).reshape(-1, x.shape[-1]).sum(0)
+        t = dy * w
+        mean = torch.linalg.vecdot(t, x).unsqueeze_(-1).div_(x.shape[-1]).mul_(r.square())
+        return t.addcmul_(x, mean, value=-1).mul_(r), dw, None
+
+
+_ACT: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "silu": (F.silu, torch.ops.aten.silu_backward),
+    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
+    "gelu-tanh": (
+        lambda g: F.gelu(g, approximate="tanh"),
+        lambda d, g: torch.ops.aten.gelu_backward(d, g, approximate="tanh"),
+    ),
+}
+ACTIVATIONS = tuple(_ACT)
+
+
+class Gate(torch.autograd.Function):
+    """act(g) u; ``apply(g, u, act)`` with act one of ``ACTIVATIONS`` (arXiv:2002.05202).
+
+    du = dy act(g),   dg = dy u act'(g).
+    """
+
+    @staticmethod
+    def forward(ctx: Any, g: Tensor, u: Tensor, act: str) -> Tensor:
+        ctx.save_for_backward(g, u)
+        ctx.act = act
+        return _ACT[act][0](g).mul_(u)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
+        g, u = ctx.saved_tensors
+        forward, backward = _ACT[ctx.act]
+        return backward(dy * u, g), forward(g).mul_(dy), None
+
+
+class Rotate(torch.autograd.Function):
+    """Rotary positions; ``apply(x, cos, sin)`` with x [..., T, D] (arXiv:2104.09864).
+
+    The two halves of D are the two coordinates; turning back is the gradient.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+        ctx.save_for_backward(cos, sin)
+        return _turn(x, cos, sin)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
+        cos, sin = ctx.saved_tensors
+        return _turn(dy, cos, -sin), None, None
+
+
+def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
+    """The first cos.shape[-1] coordinates turned, the others as they are."""
+    width = cos.shape[-1]
+    half = width // 2
+    if width == x.shape[-1]:
+        y = x * cos
+    else:
+        y = x.clone()
+        y[..., :width] *= cos
+    y[..., :half].addcmul_(x[..., half:width], sin[..., :half], value=-1)
+    y[..., half:width].addcmul_(x[..., :half], sin[..., half:])
+    return y

@@ -1,0 +1,97 @@
+"""Fast units: proved against the modules that they stand for, and gone afterwards."""
+
+import pytest
+import torch
+from tests.families import DECODERS, build, some_ids
+
+from lorakeet.adapters.attach import adapter_parameters, attach
+from lorakeet.adapters.fused import LoraProduct
+from lorakeet.adapters.settings import Lora
+from lorakeet.models.fast import fast_units
+from lorakeet.models.units import ACTIVATIONS, Gate, RmsNorm, Rotate
+
+GATED = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2")
+
+
+def loss_and_gradients(model):
+    ids = some_ids()
+    model.zero_grad()
+    loss = model(input_ids=ids, labels=ids).loss
+    loss.backward()
+    return loss.detach(), {n: p.grad for n, p in model.named_parameters() if p.grad is not None}
+
+
+@pytest.mark.parametrize("family", sorted(DECODERS))
+@pytest.mark.parametrize("adapted", [True, False])
+def test_a_model_trains_the_same_with_fast_units(family, adapted):
+    model = build(family)
+    if adapted:
+        attach(model, Lora(rank=2, alpha=4))
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in adapter_parameters(model).values():
+                parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
+    loss, expected = loss_and_gradients(model)
+    with fast_units(model) as found:
+        fast_loss, gradients = loss_and_gradients(model)
+    if family in GATED:
+        assert found["gate"] == 2 and found["rms-norm"] >= 5 and found["rotation"] == 1
+    torch.testing.assert_close(fast_loss, loss, rtol=1e-6, atol=1e-6)
+    assert gradients.keys() == expected.keys()
+    for name, gradient in expected.items():
+        scale = float(gradient.abs().max()) + 1e-8
+        assert float((gradients[name] - gradient).abs().max()) <= 2e-5 * scale + 1e-8, name
+    assert not any("forward" in module.__dict__ for module in model.modules())
+
+
+def test_a_unit_that_differs_is_not_used():
+    model = build("llama")
+
+    class OddNorm(type(model.model.norm)):
+        def forward(self, x):
+            return super().forward(x) * 1.001
+
+    model.model.norm.__class__ = OddNorm
+    with fast_units(model) as found:
+        assert found["rms-norm"] == 4
+        assert "forward" not in model.model.norm.__dict__
+
+
+def test_the_rotation_of_the_family_comes_back():
+    import transformers.models.llama.modeling_llama as home
+
+    original = home.apply_rotary_pos_emb
+    with fast_units(build("llama")):
+        assert home.apply_rotary_pos_emb is not original
+    assert home.apply_rotary_pos_emb is original
+
+
+def doubles(*shape):
+    generator = torch.Generator().manual_seed(sum(shape))
+    return torch.randn(*shape, generator=generator, dtype=torch.float64).requires_grad_()
+
+
+def test_the_gradients_of_the_units_are_right_to_the_last_digit():
+    check = torch.autograd.gradcheck
+    assert check(lambda x, w: RmsNorm.apply(x, w, 1e-5), (doubles(3, 6), doubles(6)))
+    for act in ACTIVATIONS:
+        assert check(
+            lambda g, u, act=act: Gate.apply(g, u, act), (doubles(3, 6), doubles(4, 6)[:3])
+        )
+    angles = torch.rand(5, 3, dtype=torch.float64)
+    cos, sin = (torch.cat([f(angles)] * 2, dim=-1) for f in (torch.cos, torch.sin))
+    for width in (6, 8):  # whole heads, and the first 6 of 8 coordinates
+        assert check(lambda x: Rotate.apply(x, cos, sin), (doubles(2, 5, width),))
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_the_fused_product_equals_its_formula_and_gradients(has_bias):
+    x, A, B = doubles(2, 5, 7), doubles(3, 7), doubles(4, 3)
+    W0 = doubles(4, 7).detach()
+    b = doubles(4).detach() if has_bias else None
+    found = LoraProduct.apply(x, W0, b, A, B, 0.5)
+    expected = torch.nn.functional.linear(x, W0, b) + 0.5 * (x @ A.T @ B.T)
+    torch.testing.assert_close(found, expected)
+    assert torch.autograd.gradcheck(
+        lambda x, A, B: LoraProduct.apply(x, W0, b, A, B, 0.5), (x, A, B)
+    )
