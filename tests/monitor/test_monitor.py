@@ -70,6 +70,7 @@ def test_the_console_is_calm_in_a_file_and_shows_what_matters():
     text = io.StringIO()
     with RunConsole(Console(file=text, width=120)) as console:
         console.emit("stage_started", stage="train")
+        console.emit("path", packing=True, units={"gate": 30})
         for number in range(1, 201):
             console.emit("step", **step(number))
         console.emit("evaluation", step=200, values={"loss": 0.5, "perplexity": 1.65})
@@ -78,6 +79,7 @@ def test_the_console_is_calm_in_a_file_and_shows_what_matters():
         console.emit("stage_finished", stage="train", duration_s=75)
     told = text.getvalue()
     assert told.count("step ") < 20
+    assert "packed" in told and "30 x gate" in told
     assert (
         "perplexity 1.65" in told and "[bold]a" in told and "spike" in told and "1 min 15" in told
     )

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 from lorakeet.base.errors import RequestError
 
 KINDS = frozenset(
-    "run_started stage_started stage_finished data_report plan progress step evaluation "
+    "run_started stage_started stage_finished data_report plan path progress step evaluation "
     "sample_answers checkpoint alarm early_stop proof run_finished run_interrupted".split()
 )
 

@@ -77,6 +77,11 @@ class RunConsole:
     def _show_plan(self, fields: dict[str, Any]) -> None:
         self._line(f"  method: {fields['chosen']}")
 
+    def _show_path(self, fields: dict[str, Any]) -> None:
+        units = ", ".join(f"{count} x {name}" for name, count in fields["units"].items())
+        packing = "samples packed end to end" if fields["packing"] else "samples padded"
+        self._line(f"  path: {packing}; fast units: {units or 'none'}")
+
     def _show_step(self, fields: dict[str, Any]) -> None:
         step, total = fields["step"], fields["num_steps"]
         figures = (
