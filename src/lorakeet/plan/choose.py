@@ -104,10 +104,8 @@ def _plan_method(
 ) -> MethodPlan:
     """One row of the plan."""
     asked = recipe.train.micro_batch_tokens
-    tokens = max(
-        AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked,
-        min(recipe.data.max_tokens, AUTO_MICRO_BATCH_TOKENS),
-    )
+    limit = AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked
+    tokens = max(limit, recipe.data.max_tokens)  # one long sample is never split
     method = recipe.method
     trained = facts.parameters if kind == "full" else count_adapter_parameters(
         facts, method.rank, method.targets, dict(method.rank_pattern)
