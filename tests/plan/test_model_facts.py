@@ -5,13 +5,17 @@ import json
 import pytest
 import torch
 import transformers as t
-from tests.families import ALL, ENCODERS, build
 
-from lorakeet.adapters.attach import attach
-from lorakeet.adapters.layer import Lora
-from lorakeet.base.errors import FileFormatError
-from lorakeet.plan.memory import count_adapter_parameters
+from lorakeet.plan.families import FAMILIES
 from lorakeet.plan.model_facts import read_model_facts
+from tests.families import ALL, ENCODERS, build
+from tests.plan.configs import (
+    OPTIONS,
+    WITHOUT_LANGUAGE_HEAD,
+    build_empty,
+    random_config,
+    write_config,
+)
 
 LARGE = {
     "llama-3-8b": (t.LlamaForCausalLM, t.LlamaConfig(
@@ -32,6 +36,57 @@ def facts_of(model, folder, num_labels=None):
     return read_model_facts(folder, num_labels=num_labels)
 
 
+def sizes_of(model):
+    """Module name -> the parameters that it holds itself."""
+    found = {}
+    for name, parameter in model.named_parameters():
+        module = name.rsplit(".", 1)[0]
+        found[module] = found.get(module, 0) + parameter.numel()
+    return found
+
+
+def sizes_in(facts):
+    found = {}
+    for part in facts.parts:
+        for name in part.names():
+            found[name] = found.get(name, 0) + part.weights - part.num_tied
+    return {name: size for name, size in found.items() if size}
+
+
+def test_every_known_family_is_tried():
+    assert set(OPTIONS) == set(FAMILIES)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", [f for f in OPTIONS if f not in WITHOUT_LANGUAGE_HEAD])
+def test_language_models_are_counted_module_by_module(family, seed, tmp_path):
+    config = random_config(family, seed)
+    model = build_empty(config, None)
+    write_config(tmp_path, config)
+    facts = read_model_facts(tmp_path)
+    assert facts.parameters == model.num_parameters()
+    assert sizes_in(facts) == sizes_of(model)
+
+
+@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("family", list(OPTIONS))
+def test_classifiers_are_counted_module_by_module(family, seed, tmp_path):
+    config = random_config(family, seed)
+    model = build_empty(config, 3)
+    write_config(tmp_path, config)
+    facts = read_model_facts(tmp_path, num_labels=3)
+    assert facts.parameters == model.num_parameters()
+    assert sizes_in(facts) == sizes_of(model)
+
+
+@pytest.mark.parametrize("family", list(OPTIONS))
+def test_a_config_without_sizes_has_the_familys_own(family, tmp_path):
+    config = {"model_type": family}
+    write_config(tmp_path, config)
+    facts = read_model_facts(tmp_path, num_labels=2)
+    assert facts.parameters == build_empty(config, 2).num_parameters()
+
+
 @pytest.mark.parametrize("family", list(ALL))
 def test_tiny_models_are_counted_to_the_last_parameter(family, tmp_path):
     model = build(family)
@@ -47,24 +102,26 @@ def test_large_models_are_counted_to_the_last_parameter(name, tmp_path):
     assert facts_of(model, tmp_path).parameters == model.num_parameters()
 
 
-@pytest.mark.parametrize("family", list(ALL))
-def test_adapter_parameters_equal_what_is_attached(family, tmp_path):
-    model = build(family)
-    facts = facts_of(model, tmp_path)
-    report = attach(model, Lora(rank=4))
-    assert count_adapter_parameters(facts, 4, "all-linear", {}) == report.trained_parameters
-
-
-def test_an_unknown_architecture_is_counted_from_its_weights_or_refused(tmp_path):
+def test_an_unknown_architecture_is_counted_from_its_weights(tmp_path):
     from safetensors.torch import save_file
 
     (tmp_path / "config.json").write_text(
-        json.dumps({"model_type": "new", "hidden_size": 8, "num_hidden_layers": 1})
+        json.dumps({"model_type": "new", "text_config": {"hidden_size": 8, "num_layers": 1}})
     )
-    with pytest.raises(FileFormatError, match="'new' is not known"):
-        read_model_facts(tmp_path)
-    save_file({"a.q.weight": torch.zeros(8, 4), "embed.weight": torch.zeros(9, 8)},
+    save_file({"a.q.weight": torch.zeros(8, 4), "a.q.bias": torch.zeros(8),
+               "embed.weight": torch.zeros(9, 8), "lm_head.weight": torch.zeros(9, 8)},
               tmp_path / "model.safetensors")  # fmt: skip
     facts = read_model_facts(tmp_path)
-    assert facts.parameters == 32 + 72
-    assert [layer.name for layer in facts.linear] == ["a.q"]
+    assert facts.parameters == 32 + 8 + 72 + 72
+    assert [part.path for part in facts.parts if part.kind == "linear"] == ["a.q"]
+    assert facts.multiplied == 32 + 72
+    classifier = read_model_facts(tmp_path, num_labels=3)
+    assert classifier.parameters == 32 + 8 + 72 + 3 * 8
+
+
+def test_a_token_meets_only_the_experts_that_it_is_sent_to(tmp_path):
+    config = {"model_type": "mixtral", "hidden_size": 8, "intermediate_size": 16, "vocab_size": 10,
+              "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
+              "num_local_experts": 8, "num_experts_per_tok": 2}  # fmt: skip
+    write_config(tmp_path, config)
+    assert read_model_facts(tmp_path).multiplied == 4 * 64 + 2 * (3 * 8 * 16) + 80

@@ -9,15 +9,10 @@ from typing import Any
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.units import to_readable_bytes
 from lorakeet.plan.hardware import Hardware, read_hardware
-from lorakeet.plan.memory import (
-    AUTO_MICRO_BATCH_TOKENS,
-    KINDS,
-    MemoryParts,
-    count_adapter_parameters,
-    estimate_memory,
-)
+from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS, KINDS, MemoryParts, estimate_memory
 from lorakeet.plan.model_facts import ModelFacts, read_model_facts
 from lorakeet.plan.speed import estimate_tokens_per_s, measure_matmul_rate
+from lorakeet.plan.trained import count_trained
 
 HEADROOM_FRACTION = 0.9  # of the free memory; the rest is for the system and fragments
 TRAINABLE = ("full", "lora")
@@ -107,9 +102,8 @@ def _plan_method(
     limit = AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked
     tokens = max(limit, recipe.data.max_tokens)  # one long sample is never split
     method = recipe.method
-    trained = facts.parameters if kind == "full" else count_adapter_parameters(
-        facts, method.rank, method.targets, dict(method.rank_pattern)
-    )  # fmt: skip
+    counted = count_trained(facts, method, is_classifier=recipe.task == "classify")
+    trained = facts.parameters if kind == "full" else counted.total
     memory = estimate_memory(
         facts,
         kind,

@@ -1,10 +1,10 @@
 """Memory of training, one formula a part.
 
-With N parameters in linear layers, M in embeddings, norms and heads, P trained,
+With N parameters in linear layers, M in all other modules, P trained,
 w bytes a weight (4 on a CPU, 2 on a GPU):
 
     weights       full, lora: w (N + M)     lora-8bit: N + w M     qlora: 0.516 N + w M
-    adapter       4 P                       A and B in float32; nothing for full
+    adapter       4 P                       A, B and saved modules in float32; nothing for full
     gradients     4 P                       (2 P for full in bfloat16)
     optimizer     8 P                       AdamW's two moments in float32
     activations   T (16 H + 4 F) L w        T tokens a micro-batch, as kept for backward
@@ -57,8 +57,8 @@ def estimate_memory(
         micro_batch_tokens: T, padded tokens that pass the model at once.
     """
     w = 2 if is_gpu else 4
-    linear = sum(layer.parameters for layer in facts.linear)
-    weights = BYTES_OF_LINEAR.get(kind, w) * linear + w * facts.other_parameters
+    linear = facts.linear_parameters
+    weights = BYTES_OF_LINEAR.get(kind, w) * linear + w * (facts.parameters - linear)
     per_layer = micro_batch_tokens * (16 * facts.hidden + 4 * facts.ffn) * w
     head = 2 * 4 * min(CHUNK_LOGITS, micro_batch_tokens * facts.vocabulary)
     return MemoryParts(
@@ -68,32 +68,3 @@ def estimate_memory(
         optimizer=8 * trained_parameters,
         activations=per_layer * facts.layers + head,
     )
-
-
-def count_adapter_parameters(
-    facts: ModelFacts, rank: int, targets: str | tuple[str, ...], pattern: dict[str, int]
-) -> int:
-    """r (in + out) over every linear layer that the targets select.
-
-    A regular expression over full names cannot be told from endings; it counts as
-    all linear layers, an upper limit.
-    """
-    names = [targets] if isinstance(targets, str) else list(targets)
-    everything = names == ["all-linear"] or not any(
-        _is_named(layer.name, n) for n in names for layer in facts.linear
-    )
-    chosen = [
-        layer
-        for layer in facts.linear
-        if everything or any(_is_named(layer.name, name) for name in names)
-    ]
-    return sum(
-        layer.count * next((r for key, r in pattern.items() if _is_named(layer.name, key)), rank)
-        * (layer.num_in + layer.num_out)
-        for layer in chosen
-    )  # fmt: skip
-
-
-def _is_named(layer: str, name: str) -> bool:
-    """Whether a layer's ending and a target name the same modules."""
-    return layer == name or layer.endswith(f".{name}") or name.endswith(f".{layer}")

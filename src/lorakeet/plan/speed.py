@@ -33,6 +33,5 @@ def measure_matmul_rate(duration_s: float = 0.12) -> float:
 
 def estimate_tokens_per_s(facts: ModelFacts, kind: str, flops_per_s: float) -> float:
     """Predicted training speed in tokens a second."""
-    linear = sum(layer.num_in * layer.num_out * layer.count for layer in facts.linear)
-    work = _FLOPS_PER_TOKEN[kind] * linear
+    work = _FLOPS_PER_TOKEN[kind] * facts.multiplied
     return REACHED_FRACTION * flops_per_s / max(work, 1)
