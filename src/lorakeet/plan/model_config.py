@@ -100,7 +100,12 @@ _POSITIVE = (
     "shared_expert_intermediate_size", "word_embed_proj_dim", "num_kv_heads",
     "attention_head_size", "pooler_hidden_size",
 )  # fmt: skip
-_NEEDED = ("vocab_size", "hidden_size", "num_hidden_layers", "num_attention_heads")
+_WHOLE = (
+    "type_vocab_size", "conv_kernel_size", "position_buckets", "max_relative_positions",
+    "conv_groups", "num_ln_in_parallel_attn",
+)  # fmt: skip
+_DERIVED = ("num_key_value_heads", "head_dim")  # null means: as many as heads, hidden / heads
+_WORDS = {"mlp_only_layers": (list,), "pos_att_type": (list, str), "norm_rel_ebd": (str,)}
 
 
 def read_model_config(folder: Path) -> Config:
@@ -127,33 +132,39 @@ def read_model_config(folder: Path) -> Config:
     config = {**usual, **found, "model_type": kind}
     for name, others in ALIASES.get(kind, {}).items():
         config[name] = next((found[other] for other in others if other in found), usual.get(name))
-    _check_sizes(path, config, _NEEDED if kind in DEFAULTS else ())
+    problems = _list_problems(config, usual)
+    if problems:
+        raise FileFormatError(
+            f"{path}: {', '.join(problems)}. The file is damaged or edited; fetch the model again."
+        )
     return config
 
 
-def _check_sizes(path: Path, config: Config, needed: tuple[str, ...]) -> None:
-    """Every size is a positive whole number, or null where the family derives it.
+def _list_problems(config: Config, usual: Config) -> list[str]:
+    """Every size that is no whole number of at least 1, and every value of a wrong type.
 
-    Raises:
-        FileFormatError: with every mistake.
+    ``null`` passes where the family derives the value.
     """
-    wrong = [
-        f"{name} is {config.get(name)!r}"
-        for name in _POSITIVE
-        if (config.get(name) is not None or name in needed) and not _is_size(config.get(name))
-    ]
-    if wrong:
-        raise FileFormatError(
-            f"{path}: {', '.join(wrong)}; needed are whole numbers of at least 1. The file is "
-            "damaged or edited; fetch the model again."
-        )
+    problems = []
+    for name in _POSITIVE:
+        is_needed = usual.get(name) is not None and name not in _DERIVED
+        value = config.get(name)
+        if (value is not None or is_needed) and not (_is_whole(value) and value >= 1):
+            problems.append(f"{name} is {value!r}, needed is a whole number of at least 1")
+    for name in _WHOLE:
+        value = config.get(name)
+        if value is not None and not _is_whole(value):
+            problems.append(f"{name} is {value!r}, needed is a whole number")
+    for name, types in _WORDS.items():
+        value = config.get(name)
+        if value is not None and not isinstance(value, types):
+            problems.append(f"{name} is {value!r}, needed is a {types[0].__name__}")
     heads, hidden = config.get("num_attention_heads"), config.get("hidden_size")
-    if needed and not config.get("head_dim") and heads > hidden:
-        raise FileFormatError(
-            f"{path}: {heads} attention heads share a hidden_size of {hidden}; needed is at least "
-            "one number a head. Fetch the model again."
-        )
+    if not problems and usual and not config.get("head_dim") and heads > hidden:
+        problems.append(f"{heads} attention heads share a hidden_size of {hidden}, needed is at "
+                        "least one number a head")  # fmt: skip
+    return problems
 
 
-def _is_size(value: Any) -> bool:
-    return isinstance(value, int) and not isinstance(value, bool) and value >= 1
+def _is_whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
