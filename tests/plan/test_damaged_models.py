@@ -3,6 +3,7 @@
 import json
 
 import pytest
+
 from lorakeet.base.errors import FileFormatError
 from lorakeet.plan.model_config import DEFAULTS
 from lorakeet.plan.model_facts import read_model_facts, read_shapes
@@ -81,8 +82,11 @@ def test_a_whole_header_gives_the_shapes(tmp_path):
     assert read_shapes(write_weights(tmp_path, header)) == {"a": [2, 3]}
 
 
-@pytest.mark.parametrize("header", [b"", b"{", b"\xff\xfe", b"[]", b'{"a": 1}', b'{"a": {}}',
-                                    b'{"a": {"shape": [-1]}}', b'{"a": {"shape": "2"}}'])  # fmt: skip
+@pytest.mark.parametrize(
+    "header",
+    [b"", b"{", b"\xff\xfe", b"[]", b'{"a": 1}', b'{"a": {}}', b'{"a": {"shape": [-1]}}',
+     b'{"a": {"shape": "2"}}'],
+)  # fmt: skip
 def test_a_header_of_another_form_is_refused(header, tmp_path):
     with pytest.raises(FileFormatError, match="without a whole safetensors header"):
         read_shapes(write_weights(tmp_path, header))

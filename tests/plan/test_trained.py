@@ -1,13 +1,13 @@
 """What a recipe is predicted to train equals what the method attaches to the built model."""
 
 import pytest
-from tests.families import DECODERS, ENCODERS, build
 
 from lorakeet.base.errors import RequestError
 from lorakeet.base.recipe import MethodSettings
 from lorakeet.models.methods import apply_method
 from lorakeet.plan.model_facts import read_model_facts
 from lorakeet.plan.trained import count_trained
+from tests.families import DECODERS, ENCODERS, build
 
 SETTINGS = {
     "attention": {"targets": ["q_proj", "v_proj"]},
@@ -76,5 +76,3 @@ def test_names_to_save_that_match_nothing_are_told(tmp_path):
     method = MethodSettings(modules_to_save=["norm", "no_such"])
     counted = count_trained(facts_of(build("llama"), tmp_path), method, is_classifier=False)
     assert counted.missing_saved == ("no_such",)
-
-

@@ -30,15 +30,22 @@ def plan(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Any:
     return make_plan(asked, resolve_base(asked.base))
 
 
-def make_run_plan(recipe: Recipe, base_folder: Path, run: RunFolder, emit: Emit) -> None:
+def make_run_plan(recipe: Recipe, base_folder: Path, run: RunFolder, emit: Emit, data: Any) -> None:
     """Writes ``plan.json`` and refuses what cannot fit.
+
+    Args:
+        data: ``data.prepare.PreparedData``, from which time and classes are told.
 
     Raises:
         MachineError: the predicted memory is more than there is.
     """
-    from lorakeet.plan.choose import make_plan
+    from lorakeet.plan.choose import DataFacts, make_plan
 
-    content = make_plan(recipe, base_folder).to_dict()
+    known = DataFacts(
+        num_run_tokens=count_run_tokens(recipe, data.train.lengths),
+        num_labels=len(data.label_names) or None,
+    )
+    content = make_plan(recipe, base_folder, data=known).to_dict()
     write_json(run.plan, content)
     emit("plan", chosen=content["chosen"])
     asked = next(m for m in content["methods"] if m["kind"] == recipe.method.kind)
@@ -46,8 +53,26 @@ def make_run_plan(recipe: Recipe, base_folder: Path, run: RunFolder, emit: Emit)
         raise MachineError(
             f"{recipe.method.kind} on {recipe.base} needs about "
             f"{to_readable_bytes(asked['bytes']['total'])}: {asked['why']} "
-            "Choose a smaller base, method.kind lora, or fewer data.max_tokens."
+            + (" ".join(content["remedies"]) or "Choose a smaller base.")
         )
+
+
+def count_run_tokens(recipe: Recipe, lengths: Sequence[int]) -> int:
+    """Tokens that pass the model in a whole run, without padding and validation.
+
+    Args:
+        lengths: tokens of each training row.
+
+    >>> from lorakeet.base.recipe_file import recipe_from_dict
+    >>> data, few = {"train": ["a.jsonl"]}, {"epochs": 2, "batch_size": 4, "max_steps": 3}
+    >>> count_run_tokens(recipe_from_dict({"base": "b", "data": data, "train": few}), [10] * 100)
+    120
+    """
+    train, num_rows = recipe.train, len(lengths)
+    seen = train.epochs * num_rows
+    if train.max_steps:
+        seen = min(seen, train.max_steps * train.batch_size)
+    return round(int(sum(lengths)) * seen / max(num_rows, 1))
 
 
 def check_data(recipe: RecipeLike, folder: str | Path, *, emit: Emit, **options: Any) -> Any:

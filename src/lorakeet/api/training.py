@@ -156,7 +156,7 @@ def _train_in(
             run, recipe, base_folder=base_folder, data=data.report.get("fingerprint", {})
         )
     with stage(emit, "plan"):
-        make_run_plan(recipe, base_folder, run, emit)
+        make_run_plan(recipe, base_folder, run, emit, data)
     with stage(emit, "load"):
         session = _open_session(recipe, run, base_folder, data, emit)
     with stage(emit, "train"):

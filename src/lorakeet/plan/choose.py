@@ -7,15 +7,24 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.base.recipe import Recipe
-from lorakeet.base.units import to_readable_bytes
+from lorakeet.base.units import to_readable_bytes, to_readable_count, to_readable_seconds
+from lorakeet.plan.advice import advise
 from lorakeet.plan.hardware import Hardware, read_hardware
 from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS, KINDS, MemoryParts, estimate_memory
 from lorakeet.plan.model_facts import ModelFacts, read_model_facts
-from lorakeet.plan.speed import estimate_tokens_per_s, measure_matmul_rate
-from lorakeet.plan.trained import count_trained
+from lorakeet.plan.speed import estimate_tokens_per_s, find_flops_per_s
+from lorakeet.plan.trained import TrainedCount, count_trained
 
 HEADROOM_FRACTION = 0.9  # of the free memory; the rest is for the system and fragments
 TRAINABLE = ("full", "lora")
+MIN_TOKENS = 64  # shorter samples than this are of little use
+ONLY_PREDICTED = "prediction only, this version does not train it"
+PURPOSE = {
+    "full": "trains every weight; forgets more and needs about a tenth of LoRA's rate",
+    "lora": "trains a small adapter on an exact base; the first choice",
+    "lora-8bit": f"a base of 8 bits; {ONLY_PREDICTED}",
+    "qlora": f"a base of 4 bits; {ONLY_PREDICTED}",
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -23,7 +32,10 @@ class MethodPlan:
     """One method at this recipe and machine.
 
     Args:
-        tokens_per_s: predicted; None where it cannot be told (GPU).
+        fits: whether the predicted memory is there.
+        is_trainable: whether this version can train it here at all.
+        tokens_per_s: predicted; None where the card is not known.
+        run_s: predicted time of all epochs; None where speed or data are not known.
         why: one sentence.
     """
 
@@ -32,126 +44,188 @@ class MethodPlan:
     trained_fraction: float
     memory: MemoryParts
     fits: bool
+    is_trainable: bool
     tokens_per_s: float | None
+    run_s: float | None
     why: str
 
 
 @dataclass(frozen=True, kw_only=True)
 class Plan:
-    """Everything that a plan says."""
+    """Everything that a plan says.
+
+    Args:
+        chosen: the method to train with; None when nothing that this version trains fits, or
+            the targets match nothing.
+        advice: mistakes in names, and where evidence speaks against a setting.
+        remedies: what would fit, where the method that is asked for does not.
+    """
 
     hardware: Hardware
     facts: ModelFacts
     methods: tuple[MethodPlan, ...]
-    chosen: str
+    chosen: str | None
     advice: tuple[str, ...]
+    remedies: tuple[str, ...] = ()
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON."""
         methods = [
-            {
-                "kind": m.kind,
-                "trained_parameters": m.trained_parameters,
-                "trained_fraction": m.trained_fraction,
-                "bytes": m.memory.to_dict(),
-                "fits": m.fits,
-                "tokens_per_s": m.tokens_per_s,
-                "why": m.why,
-            }
+            {**{k: v for k, v in vars(m).items() if k != "memory"}, "bytes": m.memory.to_dict()}
             for m in self.methods
         ]
         return {
-            "machine": {**asdict(self.hardware), "name": self.hardware.name},
+            "machine": {
+                **asdict(self.hardware), "name": self.hardware.name,
+                "gpus": [asdict(gpu) for gpu in self.hardware.gpus],
+            },
             "model": {"parameters": self.facts.parameters, "type": self.facts.model_type,
                       "layers": self.facts.layers, "hidden": self.facts.hidden},
             "methods": methods,
             "chosen": self.chosen,
             "advice": list(self.advice),
+            "remedies": list(self.remedies),
         }  # fmt: skip
 
 
-def make_plan(recipe: Recipe, base_folder: Path, hardware: Hardware | None = None) -> Plan:
+@dataclass(frozen=True, kw_only=True)
+class DataFacts:
+    """What is known of the data once it is prepared.
+
+    Args:
+        num_run_tokens: tokens that pass the model in the whole run, all epochs together.
+        num_labels: classes of task classify.
+    """
+
+    num_run_tokens: int | None = None
+    num_labels: int | None = None
+
+
+def make_plan(
+    recipe: Recipe,
+    base_folder: Path,
+    hardware: Hardware | None = None,
+    *,
+    data: DataFacts | None = None,
+) -> Plan:
     """What each method needs on this machine, and the one that will be used.
 
-    The recipe's own method stands when it fits; otherwise the first that fits is
-    named, 16 or 32 bits before fewer.
+    The recipe's own method stands when it fits; where full training does not, LoRA may.
+    What this version cannot train is predicted and never chosen.
+
+    Args:
+        hardware: this machine when absent.
+        data: without it no run time is told, and two classes are taken for task classify.
 
     Raises:
         FileFormatError: ``config.json`` cannot be understood.
     """
-    machine = hardware or read_hardware()
-    labels = len(recipe.data.labels or ()) or 2
-    facts = read_model_facts(base_folder, num_labels=labels if recipe.task == "classify" else None)
-    rate = None if machine.gpus else measure_matmul_rate()
-    methods = tuple(_plan_method(kind, recipe, facts, machine, rate) for kind in KINDS)
-    fitting = [m.kind for m in methods if m.fits]
-    chosen = recipe.method.kind
-    if chosen not in fitting:
-        chosen = next((k for k in ("lora", "lora-8bit", "qlora") if k in fitting), "none")
+    machine, known = hardware or read_hardware(), data or DataFacts()
+    is_classifier = recipe.task == "classify"
+    labels = known.num_labels or len(recipe.data.labels or ()) or 2
+    facts = read_model_facts(base_folder, num_labels=labels if is_classifier else None)
+    case = _Case(
+        facts=facts,
+        counted=count_trained(facts, recipe.method, is_classifier=is_classifier),
+        machine=machine,
+        micro_batch_tokens=_count_micro_batch_tokens(recipe),
+        flops_per_s=find_flops_per_s(machine),
+        num_run_tokens=known.num_run_tokens,
+    )
+    methods = tuple(_plan_method(kind, case) for kind in KINDS)
+    possible = {m.kind for m in methods if m.fits and m.is_trainable}
+    order = ("full", "lora") if recipe.method.kind == "full" else ("lora",)
+    chosen = next((kind for kind in order if kind in possible), None)
     return Plan(
         hardware=machine, facts=facts, methods=methods, chosen=chosen,
-        advice=tuple(_advise(recipe, facts)),
+        advice=tuple(advise(recipe, facts, case.counted)),
+        remedies=tuple(_list_remedies(case, recipe.method.kind, chosen)),
     )  # fmt: skip
 
 
-def _plan_method(
-    kind: str, recipe: Recipe, facts: ModelFacts, machine: Hardware, rate: float | None
-) -> MethodPlan:
-    """One row of the plan."""
+@dataclass(frozen=True, kw_only=True)
+class _Case:
+    """What all methods of one plan have in common."""
+
+    facts: ModelFacts
+    counted: TrainedCount
+    machine: Hardware
+    micro_batch_tokens: int
+    flops_per_s: float | None
+    num_run_tokens: int | None
+
+    @property
+    def room(self) -> int:
+        """Bytes that training may take."""
+        return int(HEADROOM_FRACTION * self.machine.usable_bytes)
+
+    def trained_by(self, kind: str) -> int:
+        """P of a method."""
+        return self.facts.parameters if kind == "full" else self.counted.total
+
+    def memory_of(self, kind: str, micro_batch_tokens: int) -> MemoryParts:
+        """Predicted bytes of a method."""
+        return estimate_memory(
+            self.facts, kind, trained_parameters=self.trained_by(kind),
+            micro_batch_tokens=micro_batch_tokens, is_gpu=bool(self.machine.gpus),
+        )  # fmt: skip
+
+    def speed_of(self, kind: str) -> float | None:
+        """Predicted tokens a second of a method."""
+        if self.flops_per_s is None:
+            return None
+        tokens = self.micro_batch_tokens if self.machine.gpus else None
+        return estimate_tokens_per_s(
+            self.facts, kind, self.flops_per_s, gpu_micro_batch_tokens=tokens
+        )
+
+
+def _count_micro_batch_tokens(recipe: Recipe) -> int:
+    """The largest micro-batch: the limit, or one sample that is longer, as none is split."""
     asked = recipe.train.micro_batch_tokens
-    limit = AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked
-    tokens = max(limit, recipe.data.max_tokens)  # one long sample is never split
-    method = recipe.method
-    counted = count_trained(facts, method, is_classifier=recipe.task == "classify")
-    trained = facts.parameters if kind == "full" else counted.total
-    memory = estimate_memory(
-        facts,
-        kind,
-        trained_parameters=trained,
-        micro_batch_tokens=tokens,
-        is_gpu=bool(machine.gpus),
-    )
-    room = int(HEADROOM_FRACTION * machine.usable_bytes)
+    return max(AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked, recipe.data.max_tokens)
+
+
+def _plan_method(kind: str, case: _Case) -> MethodPlan:
+    """One row of the plan."""
+    trained = case.trained_by(kind)
+    memory = case.memory_of(kind, case.micro_batch_tokens)
+    speed = case.speed_of(kind)
+    run_s = case.num_run_tokens / speed if speed and case.num_run_tokens else None
     return MethodPlan(
-        kind=kind, trained_parameters=trained, trained_fraction=trained / facts.parameters,
-        memory=memory, fits=memory.total <= room,
-        tokens_per_s=estimate_tokens_per_s(facts, kind, rate) if rate else None,
-        why=_explain(kind, memory, room),
+        kind=kind, trained_parameters=trained, trained_fraction=trained / case.facts.parameters,
+        memory=memory, fits=memory.total <= case.room,
+        is_trainable=kind in TRAINABLE and trained > 0, tokens_per_s=speed, run_s=run_s,
+        why=_explain(kind, memory, case.room, run_s),
     )  # fmt: skip
 
 
-def _explain(kind: str, memory: MemoryParts, room: int) -> str:
+def _explain(kind: str, memory: MemoryParts, room: int, run_s: float | None) -> str:
     """Why a method fits or not, and what it is for."""
     need, have = to_readable_bytes(memory.total), to_readable_bytes(room)
     if memory.total > room:
-        parts = memory.to_dict()
-        largest = max((p for p in parts if p != "total"), key=parts.__getitem__)
-        return f"needs {need} and {have} is free; the largest part is {largest}."
-    purpose = {
-        "full": "trains every weight; forgets more and needs about a tenth of LoRA's rate",
-        "lora": "trains a small adapter on an exact base; the first choice",
-        "lora-8bit": "halves or quarters the base; predicted only, this version does not train it",
-        "qlora": "4-bit base; predicted only, this version does not train it",
-    }[kind]
-    return f"needs {need} of {have}: {purpose}."
+        largest = max(asdict(memory), key=asdict(memory).__getitem__)
+        note = "" if kind in TRAINABLE else f"; {ONLY_PREDICTED}"
+        return f"needs {need} and {have} is free; the largest part is {largest}{note}."
+    time = f", about {to_readable_seconds(run_s)}" if run_s and kind in TRAINABLE else ""
+    return f"needs {need} of {have}{time}: {PURPOSE[kind]}."
 
 
-def _advise(recipe: Recipe, facts: ModelFacts) -> list[str]:
-    """Where common guidance and evidence differ from what is asked."""
-    method, train = recipe.method, recipe.train
-    advice = []
-    if method.kind == "lora" and method.targets != "all-linear" and facts.is_decoder:
-        advice.append(
-            "targets: adapting all linear layers is better than attention only, even at equal "
-            "parameter count (arXiv:2405.09673)."
-        )
-    if method.kind == "lora" and method.rank > 32 and not method.rslora:
-        advice.append(
-            f"rank {method.rank} with alpha / r shrinks the change; method.rslora: true scales by "
-            "alpha / sqrt(r) (arXiv:2312.03732)."
-        )
-    if method.kind == "lora" and train.batch_size > 32:
-        advice.append("batch_size: LoRA bears more than about 32 samples a step badly.")
-    if method.kind == "full" and train.learning_rate > 1e-4 and facts.parameters > 5e7:
-        advice.append("learning_rate: full fine-tuning wants about a tenth of LoRA's rate.")
-    return advice
+def _list_remedies(case: _Case, asked: str, chosen: str | None) -> list[str]:
+    """What to change where the method that is asked for does not fit."""
+    if chosen == asked or not case.counted.total:
+        return []
+    if chosen:
+        return [f"{asked} does not fit; method.kind: {chosen} does."]
+    tokens = case.micro_batch_tokens
+    need = case.memory_of("lora", tokens).total
+    if need <= case.room:
+        return []
+    said = ["nothing fits: this version trains lora and full, and both need more memory."]
+    while tokens > MIN_TOKENS and case.memory_of("lora", tokens).total > case.room:
+        tokens //= 2
+    if case.memory_of("lora", tokens).total <= case.room:
+        said.append(f"lora fits with train.micro_batch_tokens and data.max_tokens of {tokens}.")
+    smaller = to_readable_count(case.facts.parameters * case.room / need)
+    said.append(f"lora fits a base of about {smaller} parameters at these settings.")
+    return said

@@ -45,7 +45,9 @@ class Hardware:
     @property
     def name(self) -> str:
         """The device that training runs on, in words."""
-        return self.gpus[0].name if self.gpus else f"CPU, {self.cores} cores"
+        if self.gpus:
+            return max(self.gpus, key=lambda gpu: gpu.memory_bytes).name
+        return f"CPU, {self.cores} cores"
 
 
 def read_hardware(folder: Path = Path()) -> Hardware:

@@ -1,0 +1,155 @@
+"""What fits and what is chosen, on machines and with recipes of every kind."""
+
+import json
+
+import pytest
+
+from lorakeet.base.recipe_file import recipe_from_dict
+from lorakeet.base.units import GIB
+from lorakeet.plan.choose import HEADROOM_FRACTION, TRAINABLE, DataFacts, make_plan
+from lorakeet.plan.hardware import Gpu, Hardware
+from lorakeet.plan.memory import KINDS
+from tests.plan.configs import write_config
+
+GPT2 = {"model_type": "gpt2"}
+FULL, LORA = {"kind": "full"}, {"kind": "lora"}
+
+
+def machine(free_gib, gpu=None):
+    free = int(free_gib * GIB)
+    gpus = (Gpu(name=gpu, memory_bytes=free),) if gpu else ()
+    return Hardware(cores=2, memory_bytes=free, free_memory_bytes=free, disk_free_bytes=GIB,
+                    gpus=gpus)  # fmt: skip
+
+
+@pytest.fixture
+def plan_for(tmp_path):
+    """A plan of GPT-2 on a machine with so much memory."""
+
+    def make(free_gib=64.0, *, gpu="Other", known=None, **recipe):
+        write_config(tmp_path, GPT2)
+        content = {"base": "b", "data": {"train": "a.jsonl"}, **recipe}
+        return make_plan(recipe_from_dict(content), tmp_path, machine(free_gib, gpu), data=known)
+
+    return make
+
+
+def rows(plan):
+    return {method.kind: method for method in plan.methods}
+
+
+@pytest.mark.parametrize("method", [FULL, LORA])
+def test_the_recipes_own_method_stands_when_it_fits(plan_for, method):
+    plan = plan_for(method=method)
+    assert plan.chosen == method["kind"]
+    assert plan.remedies == ()
+
+
+def test_lora_is_chosen_where_full_training_does_not_fit(plan_for):
+    wide = rows(plan_for(method=FULL))
+    between = (wide["full"].memory.total + wide["lora"].memory.total) / 2 / HEADROOM_FRACTION
+    plan = plan_for(between / GIB, method=FULL)
+    assert plan.chosen == "lora"
+    assert plan.remedies == ("full does not fit; method.kind: lora does.",)
+
+
+def test_what_is_only_predicted_is_never_chosen(plan_for):
+    wide = rows(plan_for())
+    between = (wide["qlora"].memory.total + wide["lora"].memory.total) / 2 / HEADROOM_FRACTION
+    plan = plan_for(between / GIB)
+    assert rows(plan)["qlora"].fits and not rows(plan)["lora"].fits
+    assert plan.chosen is None
+    assert "nothing fits" in plan.remedies[0]
+    for kind, method in rows(plan).items():
+        assert method.is_trainable is (kind in TRAINABLE)
+        assert ("prediction only" in method.why) is (kind not in TRAINABLE)
+
+
+@pytest.mark.parametrize("free_gib", [0.01, 0.5, 1, 1.5, 2, 3, 5, 100])
+def test_fitting_is_nine_tenths_of_the_free_memory_and_only_then(plan_for, free_gib):
+    plan = plan_for(free_gib)
+    for method in plan.methods:
+        assert method.fits is (method.memory.total <= int(0.9 * plan.hardware.usable_bytes))
+        assert ("is free" in method.why) is not method.fits
+    assert (plan.chosen is None) is not rows(plan)["lora"].fits
+
+
+def test_fewer_tokens_are_offered_only_where_they_fit(plan_for):
+    def fits(free_gib, tokens):
+        plan = plan_for(free_gib, data={"train": "a.jsonl", "max_tokens": tokens},
+                        train={"micro_batch_tokens": tokens})  # fmt: skip
+        return rows(plan)["lora"].fits
+
+    plan = plan_for(0.6)
+    offer = next(text for text in plan.remedies if "micro_batch_tokens" in text)
+    tokens = int(offer.rstrip(".").rsplit(" ", 1)[1])
+    assert fits(0.6, tokens) and not fits(0.6, 2 * tokens)
+    assert not any("micro_batch_tokens" in text for text in plan_for(0.2).remedies)
+    assert any("a base of about" in text for text in plan_for(0.2).remedies)
+
+
+@pytest.mark.parametrize(("train", "max_tokens", "expected"), [
+    ({}, 1024, 2048), ({}, 4096, 4096), ({"micro_batch_tokens": 512}, 256, 512),
+    ({"micro_batch_tokens": 512}, 8192, 8192), ({"micro_batch_tokens": 9000}, 64, 9000),
+])  # fmt: skip
+def test_a_micro_batch_is_the_limit_or_one_longer_sample(plan_for, train, max_tokens, expected):
+    data = {"train": "a.jsonl", "max_tokens": max_tokens}
+    plan = plan_for(train=train, data=data)
+    parts, facts = rows(plan)["lora"].memory, plan.facts
+    logits = 8 * min(4_000_000, expected * facts.vocabulary)
+    per_token = (16 * facts.hidden + 4 * facts.ffn) * facts.layers * 2
+    assert parts.activations == expected * per_token + logits
+
+
+def test_targets_that_match_nothing_are_told_and_nothing_is_chosen(plan_for):
+    plan = plan_for(method={"targets": ["q_proj"], "modules_to_save": ["no_such"]})
+    assert plan.chosen is None
+    assert rows(plan)["lora"].trained_parameters == 0
+    said = " ".join(plan.advice)
+    assert "q_proj matches no module" in said and "c_attn, c_fc, c_proj" in said
+    assert "modules_to_save: no_such matches no module" in said
+
+
+def test_advice_speaks_of_the_settings_that_evidence_is_against(plan_for):
+    assert plan_for().advice == ()
+    method = {"targets": ["c_attn"], "rank": 64}
+    said = plan_for(method=method, train={"batch_size": 64}).advice
+    assert [text.split()[0] for text in said] == ["targets:", "rank", "batch_size:"]
+    assert plan_for(method={"targets": ["c_attn", "c_proj", "c_fc"]}).advice == ()
+    assert "learning_rate" in plan_for(method=FULL).advice[0]
+    assert plan_for(method=FULL, train={"learning_rate": 1e-5}).advice == ()
+
+
+def test_a_classifier_trains_its_new_head(plan_for):
+    plan = plan_for(task="classify", data={"train": "a.jsonl", "labels": ["a", "b", "c"]},
+                    train={"early_stopping": None})  # fmt: skip
+    chat = plan_for()
+    head = rows(plan)["lora"].trained_parameters - rows(chat)["lora"].trained_parameters
+    assert head == 3 * 768
+
+
+def test_the_data_say_how_many_classes_there_are(plan_for):
+    plan = plan_for(task="classify", train={"early_stopping": None}, known=DataFacts(num_labels=7))
+    assert plan.facts.vocabulary == 7
+
+
+def test_the_run_time_is_the_tokens_over_the_speed(plan_for):
+    known = DataFacts(num_run_tokens=1_000_000)
+    plan = plan_for(80, gpu="NVIDIA H200", known=known)
+    for method in plan.methods:
+        assert method.run_s == pytest.approx(1_000_000 / method.tokens_per_s)
+    assert "about" in rows(plan)["lora"].why
+    assert {(m.tokens_per_s, m.run_s) for m in plan_for(known=known).methods} == {(None, None)}
+    assert rows(plan_for(gpu="NVIDIA H200"))["lora"].run_s is None
+
+
+def test_the_json_holds_every_row_and_survives_a_round_trip(plan_for):
+    content = plan_for(method=LORA).to_dict()
+    assert json.loads(json.dumps(content)) == content
+    assert [row["kind"] for row in content["methods"]] == list(KINDS)
+    lora = content["methods"][1]
+    assert set(lora) == {"kind", "trained_parameters", "trained_fraction", "bytes", "fits",
+                         "is_trainable", "tokens_per_s", "run_s", "why"}  # fmt: skip
+    assert lora["bytes"]["total"] == sum(v for k, v in lora["bytes"].items() if k != "total")
+    assert content["chosen"] == "lora"
+    assert content["model"]["parameters"] == 124_439_808
