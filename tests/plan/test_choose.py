@@ -105,6 +105,7 @@ def test_targets_that_match_nothing_are_told_and_nothing_is_chosen(plan_for):
     plan = plan_for(method={"targets": ["q_proj"], "modules_to_save": ["no_such"]})
     assert plan.chosen is None
     assert rows(plan)["lora"].trained_parameters == 0
+    assert "nothing to train" in rows(plan)["lora"].why
     said = " ".join(plan.advice)
     assert "q_proj matches no module" in said and "c_attn, c_fc, c_proj" in said
     assert "modules_to_save: no_such matches no module" in said

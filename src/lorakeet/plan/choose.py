@@ -19,6 +19,7 @@ HEADROOM_FRACTION = 0.9  # of the free memory; the rest is for the system and fr
 TRAINABLE = ("full", "lora")
 MIN_TOKENS = 64  # shorter samples than this are of little use
 ONLY_PREDICTED = "prediction only, this version does not train it"
+NOTHING_MATCHES = "the targets match no module of this model, so there is nothing to train."
 PURPOSE = {
     "full": "trains every weight; forgets more and needs about a tenth of LoRA's rate",
     "lora": "trains a small adapter on an exact base; the first choice",
@@ -35,7 +36,8 @@ class MethodPlan:
         fits: whether the predicted memory is there.
         is_trainable: whether this version can train it here at all.
         tokens_per_s: predicted; None where the card is not known.
-        run_s: predicted time of all epochs; None where speed or data are not known.
+        run_s: predicted time of all epochs without validation; None where speed or data are
+            not known.
         why: one sentence.
     """
 
@@ -196,7 +198,7 @@ def _plan_method(kind: str, case: _Case) -> MethodPlan:
         kind=kind, trained_parameters=trained, trained_fraction=trained / case.facts.parameters,
         memory=memory, fits=memory.total <= case.room,
         is_trainable=kind in TRAINABLE and trained > 0, tokens_per_s=speed, run_s=run_s,
-        why=_explain(kind, memory, case.room, run_s),
+        why=_explain(kind, memory, case.room, run_s) if trained else NOTHING_MATCHES,
     )  # fmt: skip
 
 

@@ -1,0 +1,64 @@
+"""The plan of a run: told from the prepared data, and refused when it cannot fit."""
+
+import json
+
+import pytest
+
+from lorakeet.api.planning import count_run_tokens, make_run_plan
+from lorakeet.base.errors import MachineError
+from lorakeet.base.recipe_file import recipe_from_dict
+from lorakeet.base.run_folder import RunFolder, read_json
+from lorakeet.data.prepare import prepare_data
+from lorakeet.models.load import read_tokenizer, resolve_base
+from lorakeet.plan.model_facts import read_model_facts
+from tests.plan.configs import write_config
+
+
+@pytest.fixture
+def prepare(tmp_path):
+    """A run folder with prepared data of a few labelled rows, and its recipe."""
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": f"letter number {n}", "label": "abc"[n % 3]} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+
+    def run(**recipe):
+        made = recipe_from_dict({
+            "base": "starter", "task": "classify", "data": {"train": str(path), "validation": 0},
+            "train": {"early_stopping": None}, **recipe,
+        })  # fmt: skip
+        folder = RunFolder(tmp_path / "run")
+        data = prepare_data(made, read_tokenizer("starter"), folder.data, lambda *a, **k: None)
+        return made, folder, data
+
+    return run
+
+
+def test_plan_json_has_the_time_of_the_run_and_the_classes_of_the_data(prepare):
+    recipe, folder, data = prepare()
+    told = []
+    make_run_plan(recipe, resolve_base("starter"), folder, lambda *a, **k: told.append((a, k)),
+                  data)  # fmt: skip
+    content = read_json(folder.plan)
+    lora = next(row for row in content["methods"] if row["kind"] == "lora")
+    assert told == [(("plan",), {"chosen": "lora"})]
+    if lora["tokens_per_s"]:
+        assert lora["run_s"] * lora["tokens_per_s"] == pytest.approx(3 * data.train.lengths.sum())
+    three = read_model_facts(resolve_base("starter"), num_labels=3)
+    assert content["model"]["parameters"] == three.parameters
+
+
+def test_a_run_that_cannot_fit_is_refused_with_what_would(prepare, tmp_path):
+    recipe, folder, data = prepare()
+    write_config(tmp_path, {"model_type": "llama", "hidden_size": 65536, "num_hidden_layers": 999})
+    with pytest.raises(MachineError, match="lora fits a base of about"):
+        make_run_plan(recipe, tmp_path, folder, lambda *a, **k: None, data)
+    assert read_json(folder.plan)["chosen"] is None
+
+
+@pytest.mark.parametrize(("train", "expected"), [
+    ({"epochs": 1}, 600), ({"epochs": 2.5}, 1500), ({"max_steps": 2, "batch_size": 5}, 100),
+    ({"max_steps": 10_000}, 1800),
+])  # fmt: skip
+def test_run_tokens_are_those_of_all_epochs_or_of_the_last_step(train, expected):
+    recipe = recipe_from_dict({"base": "b", "data": {"train": "a.jsonl"}, "train": train})
+    assert count_run_tokens(recipe, [5, 15] * 30) == expected
