@@ -33,7 +33,7 @@ _OLD_NAMES = {
 OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     "llama": {**_KV_OR_NULL, **_HEAD, **_BIAS, "mlp_bias": (True, False)},
     "mistral": {**_KV, **_HEAD},
-    "mixtral": {**_KV_OR_NULL, **_HEAD, "num_local_experts": (2, 4)},
+    "mixtral": {**_KV, **_HEAD, "num_local_experts": (2, 4)},
     "qwen2": {**_KV_OR_NULL, **_HEAD},
     "qwen3": {**_KV_OR_NULL, **_HEAD, **_BIAS},
     "qwen2_moe": {**_KV, **_HEAD, "num_experts": (4, 6), "moe_intermediate_size": (16, 24),
@@ -67,6 +67,11 @@ OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
                    "conv_groups": (1, 2)},
 }  # fmt: skip
 WITHOUT_LANGUAGE_HEAD = ("distilbert", "deberta-v2")
+CASES = [
+    (family, seed)
+    for family, options in OPTIONS.items()
+    for seed in range(4 if len(options) < 5 else 12)  # more where more can be switched
+]
 
 
 def random_config(family: str, seed: int) -> dict[str, Any]:

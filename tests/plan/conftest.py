@@ -10,6 +10,7 @@ import pytest
 def driver(tmp_path, monkeypatch):
     """Puts a tool named nvidia-smi on the PATH that says what a test wants."""
     folder = tmp_path / "bin"
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
 
     def install(output, code=0):
         folder.mkdir(exist_ok=True)

@@ -6,7 +6,7 @@ import psutil
 import pytest
 
 from lorakeet.base.units import GIB, MIB
-from lorakeet.plan.hardware import Gpu, Hardware, read_gpus, read_hardware
+from lorakeet.plan.hardware import Gpu, Hardware, read_gpus, read_hardware, read_training_hardware
 
 
 def test_no_driver_means_no_gpu(monkeypatch, tmp_path):
@@ -45,3 +45,23 @@ def test_training_uses_the_largest_card_or_free_main_memory():
     cards = (Gpu(name="small", memory_bytes=GIB), Gpu(name="large", memory_bytes=9 * GIB))
     with_cards = Hardware(**{**vars(plain), "gpus": cards})
     assert (with_cards.usable_bytes, with_cards.name) == (9 * GIB, "large")
+
+
+@pytest.mark.parametrize(("visible", "names"), [
+    ("", []), ("-1", []), ("1", ["NVIDIA L4"]), ("1,0", ["NVIDIA L4", "NVIDIA A10"]),
+    ("0,7,1", ["NVIDIA A10"]), ("GPU-8f2a", ["NVIDIA A10", "NVIDIA L4"]),
+])  # fmt: skip
+def test_hidden_cards_do_not_count(driver, monkeypatch, visible, names):
+    driver("NVIDIA A10, 23028\nNVIDIA L4, 23034")
+    monkeypatch.setenv("CUDA_VISIBLE_DEVICES", visible)
+    assert [gpu.name for gpu in read_gpus()] == names
+
+
+@pytest.mark.parametrize(("versions", "count"), [
+    ({"torch": "2.13.0+cpu"}, 0), ({"torch": "2.13.0"}, 1), ({"torch": "2.13.0+cu128"}, 1), ({}, 1),
+])  # fmt: skip
+def test_a_torch_for_the_cpu_trains_on_the_cpu(driver, packages, versions, count):
+    driver("NVIDIA L4, 23034")
+    packages(**versions)
+    assert len(read_hardware().gpus) == 1
+    assert len(read_training_hardware().gpus) == count

@@ -10,6 +10,7 @@ from lorakeet.plan.families import FAMILIES
 from lorakeet.plan.model_facts import read_model_facts
 from tests.families import ALL, ENCODERS, build
 from tests.plan.configs import (
+    CASES,
     OPTIONS,
     WITHOUT_LANGUAGE_HEAD,
     build_empty,
@@ -57,8 +58,9 @@ def test_every_known_family_is_tried():
     assert set(OPTIONS) == set(FAMILIES)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("family", [f for f in OPTIONS if f not in WITHOUT_LANGUAGE_HEAD])
+@pytest.mark.parametrize(
+    ("family", "seed"), [case for case in CASES if case[0] not in WITHOUT_LANGUAGE_HEAD]
+)
 def test_language_models_are_counted_module_by_module(family, seed, tmp_path):
     config = random_config(family, seed)
     model = build_empty(config, None)
@@ -68,8 +70,7 @@ def test_language_models_are_counted_module_by_module(family, seed, tmp_path):
     assert sizes_in(facts) == sizes_of(model)
 
 
-@pytest.mark.parametrize("seed", range(4))
-@pytest.mark.parametrize("family", list(OPTIONS))
+@pytest.mark.parametrize(("family", "seed"), CASES)
 def test_classifiers_are_counted_module_by_module(family, seed, tmp_path):
     config = random_config(family, seed)
     model = build_empty(config, 3)
@@ -125,3 +126,17 @@ def test_a_token_meets_only_the_experts_that_it_is_sent_to(tmp_path):
               "num_local_experts": 8, "num_experts_per_tok": 2}  # fmt: skip
     write_config(tmp_path, config)
     assert read_model_facts(tmp_path).multiplied == 4 * 64 + 2 * (3 * 8 * 16) + 80
+
+
+def test_experts_of_an_unknown_architecture_are_told_from_its_linear_layers(tmp_path):
+    from safetensors.torch import save_file
+
+    write_config(tmp_path, {"model_type": "new", "hidden_size": 4, "num_hidden_layers": 1,
+                            "num_experts_per_tok": 1, "n_routed_experts": 4})  # fmt: skip
+    names = [f"model.layers.0.mlp.experts.{n}.up_proj.weight" for n in range(4)]
+    weights = {name: torch.zeros(8, 4) for name in names}
+    save_file({**weights, "q_proj.weight": torch.zeros(4, 4)}, tmp_path / "model.safetensors")
+    facts = read_model_facts(tmp_path)
+    assert facts.parameters == 4 * 32 + 16
+    assert facts.linear_parameters == 16
+    assert facts.multiplied == 32 + 16

@@ -9,7 +9,7 @@ from typing import Any
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.units import to_readable_bytes, to_readable_count, to_readable_seconds
 from lorakeet.plan.advice import advise
-from lorakeet.plan.hardware import Hardware, read_hardware
+from lorakeet.plan.hardware import Hardware, read_training_hardware
 from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS, KINDS, MemoryParts, estimate_memory
 from lorakeet.plan.model_facts import ModelFacts, read_model_facts
 from lorakeet.plan.speed import estimate_tokens_per_s, find_flops_per_s
@@ -122,7 +122,7 @@ def make_plan(
     Raises:
         FileFormatError: ``config.json`` cannot be understood.
     """
-    machine, known = hardware or read_hardware(), data or DataFacts()
+    machine, known = hardware or read_training_hardware(), data or DataFacts()
     is_classifier = recipe.task == "classify"
     labels = known.num_labels or len(recipe.data.labels or ()) or 2
     facts = read_model_facts(base_folder, num_labels=labels if is_classifier else None)

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from itertools import takewhile
 from pathlib import Path
 
 import psutil
@@ -60,8 +62,21 @@ def read_hardware(folder: Path = Path()) -> Hardware:
     )  # fmt: skip
 
 
+def read_training_hardware(folder: Path = Path()) -> Hardware:
+    """This machine as training sees it: without GPUs where torch is a build for the CPU."""
+    machine = read_hardware(folder)
+    try:
+        is_cpu_build = "+cpu" in version("torch")
+    except PackageNotFoundError:
+        return machine
+    return replace(machine, gpus=()) if is_cpu_build else machine
+
+
 def read_gpus() -> tuple[Gpu, ...]:
-    """NVIDIA GPUs with their memory; none where the driver's tool is missing or fails."""
+    """NVIDIA GPUs with their memory; none where the driver's tool is missing or fails.
+
+    Numbers in CUDA_VISIBLE_DEVICES choose among them, as CUDA itself does.
+    """
     tool = shutil.which("nvidia-smi")
     if not tool:
         return ()
@@ -71,11 +86,25 @@ def read_gpus() -> tuple[Gpu, ...]:
     except (OSError, subprocess.SubprocessError):
         return ()
     rows = [line.rsplit(",", 1) for line in told.splitlines() if "," in line]
-    return tuple(
+    found = [
         Gpu(name=name.strip(), memory_bytes=int(mib) * MIB)
         for name, mib in rows
         if mib.strip().isdigit()
-    )
+    ]
+    return tuple(_select_visible(found, os.environ.get("CUDA_VISIBLE_DEVICES")))
+
+
+def _select_visible(gpus: list[Gpu], asked: str | None) -> list[Gpu]:
+    """The GPUs that are not hidden; the list ends at the first number that is none of them.
+
+    >>> cards = [Gpu(name=name, memory_bytes=1) for name in "ab"]
+    >>> [len(_select_visible(cards, asked)) for asked in (None, "", "-1", "1", "1,0", "GPU-8f")]
+    [2, 0, 0, 1, 2, 2]
+    """
+    if asked is None or asked.startswith(("GPU-", "MIG-")):
+        return gpus
+    numbers = [int(n) if n.strip().isdigit() else -1 for n in asked.split(",")]
+    return [gpus[n] for n in takewhile(lambda n: 0 <= n < len(gpus), numbers)]
 
 
 def _count_cores() -> int:

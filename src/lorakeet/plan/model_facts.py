@@ -100,7 +100,8 @@ def _count_weights(folder: Path, config: Config, num_labels: int | None) -> Mode
         )
     hidden = _size(folder, config, "hidden_size", "n_embd", "dim", "d_model")
     layers = _size(folder, config, "num_hidden_layers", "n_layer", "n_layers", "num_layers")
-    parts = [_to_part(name, shape) for name, shape in shapes.items()]
+    used = _used_fraction(_text_config(config))
+    parts = [_to_part(name, shape, used) for name, shape in shapes.items()]
     vocabulary = _text_config(config).get("vocab_size")
     if num_labels is not None:
         parts = [part for part in parts if part.kind != "head"]
@@ -150,15 +151,29 @@ def _is_shape(value: Any) -> bool:
     return isinstance(value, list) and all(isinstance(n, int) and n >= 0 for n in value)
 
 
-def _to_part(name: str, shape: list[int]) -> Part:
-    """A tensor as a part: matrices are linear layers, heads or tables by their name."""
+def _to_part(name: str, shape: list[int], used_fraction: float) -> Part:
+    """A tensor as a part: matrices are linear layers, heads, tables or experts by their name.
+
+    Experts are one fused module in transformers 5, which LoRA does not adapt.
+    """
     path, weights = name.removesuffix(".weight"), prod(shape)
+    if ".experts." in f".{path}.":
+        return Part(path=path, kind="experts", weights=weights, used_fraction=used_fraction)
     is_matrix = len(shape) == 2 and name.endswith(".weight")
     if any(word in path.split(".") for word in _HEADS):
         return head(path, shape[1], shape[0]) if is_matrix else _other(name, weights, "head")
     if is_matrix and any(word in path for word in _TABLES):
         return embedding(path, *shape)
     return linear(path, shape[1], shape[0]) if is_matrix else _other(name, weights, "norm")
+
+
+def _used_fraction(config: Config) -> float:
+    """The share of the experts that a token is sent to; 1 where the configuration is silent."""
+    names = ("num_experts", "num_local_experts", "n_routed_experts")
+    num = next((config[name] for name in names if config.get(name)), None)
+    used = config.get("num_experts_per_tok")
+    is_told = all(isinstance(n, int) and n > 0 for n in (num, used))
+    return min(used / num, 1.0) if is_told else 1.0
 
 
 def _other(name: str, weights: int, kind: str) -> Part:
