@@ -102,13 +102,28 @@ def test_a_micro_batch_is_the_limit_or_one_longer_sample(plan_for, train, max_to
 
 
 def test_targets_that_match_nothing_are_told_and_nothing_is_chosen(plan_for):
-    plan = plan_for(method={"targets": ["q_proj"], "modules_to_save": ["no_such"]})
-    assert plan.chosen is None
+    plan = plan_for(method={"targets": ["q_proj"]})
+    assert (plan.chosen, plan.remedies) == (None, ())
     assert rows(plan)["lora"].trained_parameters == 0
-    assert "nothing to train" in rows(plan)["lora"].why
-    said = " ".join(plan.advice)
-    assert "q_proj matches no module" in said and "c_attn, c_fc, c_proj" in said
-    assert "modules_to_save: no_such matches no module" in said
+    assert "cannot be trained" in rows(plan)["lora"].why
+    assert "q_proj matches no module" in plan.advice[0]
+    assert "c_attn, c_fc, c_proj" in plan.advice[0]
+
+
+@pytest.mark.parametrize("recipe", [
+    {"method": {"modules_to_save": ["no_such"]}},
+    {"method": {"targets": "no_such"}, "task": "classify", "train": {"early_stopping": None}},
+])  # fmt: skip
+def test_what_attaching_would_refuse_is_not_chosen_even_if_something_is_trained(plan_for, recipe):
+    plan = plan_for(**recipe)
+    assert plan.chosen is None
+    assert rows(plan)["lora"].trained_parameters > 0
+    assert "no_such matches no module" in plan.advice[0]
+
+
+def test_names_do_not_matter_to_full_training(plan_for):
+    plan = plan_for(method={"kind": "full", "targets": "no_such"})
+    assert plan.chosen == "full"
 
 
 def test_advice_speaks_of_the_settings_that_evidence_is_against(plan_for):

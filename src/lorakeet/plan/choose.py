@@ -19,7 +19,7 @@ HEADROOM_FRACTION = 0.9  # of the free memory; the rest is for the system and fr
 TRAINABLE = ("full", "lora")
 MIN_TOKENS = 64  # shorter samples than this are of little use
 ONLY_PREDICTED = "prediction only, this version does not train it"
-NOTHING_MATCHES = "the targets match no module of this model, so there is nothing to train."
+MISNAMED = "cannot be trained: targets or modules_to_save name what this model does not have"
 PURPOSE = {
     "full": "trains every weight; forgets more and needs about a tenth of LoRA's rate",
     "lora": "trains a small adapter on an exact base; the first choice",
@@ -165,6 +165,10 @@ class _Case:
         """P of a method."""
         return self.facts.parameters if kind == "full" else self.counted.total
 
+    def can_train(self, kind: str) -> bool:
+        """Whether this version trains a method, and the names in the recipe are the model's."""
+        return kind == "full" or (kind in TRAINABLE and not self.counted.is_misnamed)
+
     def memory_of(self, kind: str, micro_batch_tokens: int) -> MemoryParts:
         """Predicted bytes of a method."""
         return estimate_memory(
@@ -197,25 +201,28 @@ def _plan_method(kind: str, case: _Case) -> MethodPlan:
     return MethodPlan(
         kind=kind, trained_parameters=trained, trained_fraction=trained / case.facts.parameters,
         memory=memory, fits=memory.total <= case.room,
-        is_trainable=kind in TRAINABLE and trained > 0, tokens_per_s=speed, run_s=run_s,
-        why=_explain(kind, memory, case.room, run_s) if trained else NOTHING_MATCHES,
+        is_trainable=case.can_train(kind), tokens_per_s=speed, run_s=run_s,
+        why=_explain(kind, memory, case, run_s),
     )  # fmt: skip
 
 
-def _explain(kind: str, memory: MemoryParts, room: int, run_s: float | None) -> str:
+def _explain(kind: str, memory: MemoryParts, case: _Case, run_s: float | None) -> str:
     """Why a method fits or not, and what it is for."""
-    need, have = to_readable_bytes(memory.total), to_readable_bytes(room)
-    if memory.total > room:
+    need, have = to_readable_bytes(memory.total), to_readable_bytes(case.room)
+    purpose = PURPOSE[kind]
+    if kind in TRAINABLE and not case.can_train(kind):
+        purpose = MISNAMED
+    if memory.total > case.room:
         largest = max(asdict(memory), key=asdict(memory).__getitem__)
-        note = "" if kind in TRAINABLE else f"; {ONLY_PREDICTED}"
+        note = "" if purpose.startswith("trains") else f"; {purpose}"
         return f"needs {need} and {have} is free; the largest part is {largest}{note}."
-    time = f", about {to_readable_seconds(run_s)}" if run_s and kind in TRAINABLE else ""
-    return f"needs {need} of {have}{time}: {PURPOSE[kind]}."
+    time = f", about {to_readable_seconds(run_s)}" if run_s and case.can_train(kind) else ""
+    return f"needs {need} of {have}{time}: {purpose}."
 
 
 def _list_remedies(case: _Case, asked: str, chosen: str | None) -> list[str]:
     """What to change where the method that is asked for does not fit."""
-    if chosen == asked or not case.counted.total:
+    if chosen == asked or not case.can_train("lora"):
         return []
     if chosen:
         return [f"{asked} does not fit; method.kind: {chosen} does."]

@@ -39,6 +39,11 @@ class TrainedCount:
         """Everything that gets a gradient."""
         return self.adapter_parameters + self.saved_parameters
 
+    @property
+    def is_misnamed(self) -> bool:
+        """Whether attaching would be refused, as names match nothing."""
+        return not self.num_targets or bool(self.missing_saved)
+
 
 def count_trained(
     facts: ModelFacts, method: MethodSettings, *, is_classifier: bool
