@@ -9,7 +9,13 @@ import typer
 
 from lorakeet import __version__
 from lorakeet.base.errors import InterruptedRun, LorakeetError
-from lorakeet.cli import data_commands, plan_commands, run_commands, ship_commands
+from lorakeet.cli import (
+    data_commands,
+    plan_commands,
+    run_commands,
+    ship_commands,
+    verify_commands,
+)
 
 APP = typer.Typer(
     name="lorakeet",
@@ -31,6 +37,7 @@ APP.command("train")(run_commands.train)
 APP.command("resume")(run_commands.resume)
 APP.command("eval")(run_commands.evaluate)
 APP.command("report")(run_commands.report)
+APP.add_typer(verify_commands.APP, name="verify", help="Prove what a run promises, with figures.")
 APP.command("merge")(ship_commands.merge)
 APP.command("serve")(ship_commands.serve)
 APP.command("chat")(ship_commands.chat)

@@ -209,8 +209,8 @@ def _make_report(stage: DataStage, folder: Path, digest: str) -> dict[str, Any]:
     report = stage.linter.to_report()
     files = {
         str(file): sha256_file(file)
-        for source in stage.recipe.data.train
-        for file in list_files(source.path)
+        for path in source_paths(stage.recipe)
+        for file in list_files(path)
     }
     return {
         **report,
@@ -232,12 +232,17 @@ def _open(folder: Path, report: dict[str, Any]) -> PreparedData:
     )
 
 
+def source_paths(recipe: Recipe) -> list[str]:
+    """Every path that rows are read from: training first, then validation when it is a path."""
+    paths = [source.path for source in recipe.data.train]
+    return [*paths, *([v] if isinstance(v := recipe.data.validation, str) else [])]
+
+
 def _digest_inputs(recipe: Recipe, tokenizer: Tokenizer) -> str:
     """One digest over all that the data stage reads."""
-    paths = [source.path for source in recipe.data.train]
-    if isinstance(recipe.data.validation, str):
-        paths.append(recipe.data.validation)
-    files = [(str(file), sha256_file(file)) for path in paths for file in list_files(path)]
+    files = [
+        (str(file), sha256_file(file)) for path in source_paths(recipe) for file in list_files(path)
+    ]
     probe = tokenizer("Lorakeet 你好 1234\n")["input_ids"]
     return fingerprint(
         files, recipe.task, recipe.data.model_dump(mode="json"), _digest_template(tokenizer),

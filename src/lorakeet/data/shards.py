@@ -12,7 +12,7 @@ index.json   format version and counts, written last
 from __future__ import annotations
 
 import shutil
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -127,6 +127,12 @@ class ShardReader:
                 path=self._paths[column["path_numbers"][row]], line=int(column["lines"][row])
             ),
         )
+
+    def origins(self) -> Iterator[tuple[str, int]]:
+        """File and line of every row, in the order of the rows."""
+        column = self._columns
+        for number, line in zip(column["path_numbers"], column["lines"], strict=True):
+            yield self._paths[number], int(line)
 
 
 def _open(path: Path, kind: type) -> np.ndarray:

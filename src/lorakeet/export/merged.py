@@ -180,7 +180,7 @@ def verify_merged(written: Written) -> MergeProof:
 def _write_files(base: str, adapter_folder: Path, folder: Path, dtype: str | None) -> Written:
     """The merged model, its tokenizer, card and manifest in a folder; measured before merging."""
     base_folder = resolve_base(base)
-    request = _request_for(adapter_folder)
+    request = request_for(adapter_folder)
     model, tokenizer = load_model(
         base, task=request.task, label_names=request.label_names, dtype="float32"
     )
@@ -217,7 +217,7 @@ def _write_files(base: str, adapter_folder: Path, folder: Path, dtype: str | Non
     )  # fmt: skip
 
 
-def _request_for(adapter_folder: Path) -> FreshRequest:
+def request_for(adapter_folder: Path) -> FreshRequest:
     """What to measure: an adapter of a classifier says so in its configuration."""
     kind = read_json(adapter_folder / "adapter_config.json").get("task_type")
     manifest = adapter_folder / "lorakeet.json"

@@ -59,19 +59,26 @@ class StepRunner:
     max_gradient_norm: float
     packs: bool = False
 
-    def run(self, samples: Sequence[EncodedSample], seed: tuple[int, int]) -> StepResult:
+    def run(
+        self,
+        samples: Sequence[EncodedSample],
+        seed: tuple[int, int],
+        groups: Sequence[Sequence[int]] | None = None,
+    ) -> StepResult:
         """Accumulates, checks, clips and steps.
 
         Args:
             seed: (run seed, step); dropout depends on nothing else, so a resumed run
                 draws the same masks.
+            groups: positions in ``samples`` that pass the model together; None cuts by
+                ``micro_batch_tokens``.
 
         Raises:
             NumericsError: loss or gradient is not finite; the optimiser has not stepped.
         """
         started_s = time.perf_counter()
         lengths = [len(sample.ids) for sample in samples]
-        groups = self._cut(lengths)
+        groups = groups or self._cut(lengths)
         batches = [self._build([samples[i] for i in group]) for group in groups]
         num_targets = sum(batch.num_targets for batch in batches)
         with _own_randomness(self.parameters[0].device, hash_seed(*seed)):
