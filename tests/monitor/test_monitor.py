@@ -1,6 +1,7 @@
 """Watchers read events only; alarms sound once an episode and say what to do."""
 
 import io
+import random
 
 import pytest
 from rich.console import Console
@@ -91,9 +92,37 @@ def test_tensorboard_gets_scalars_and_text_without_torch(tmp_path):
     sink("step", **step(1, 2.0))
     sink("evaluation", step=1, values={"perplexity": 7.0}, train_loss=None)
     sink("sample_answers", step=1, answers=[("你好", "hi")])
+    sink("alarm", code="spike", message="up", step=1)
     sink("run_finished")
     read = accumulator.EventAccumulator(str(tmp_path / "tb"))
     read.Reload()
     assert read.Scalars("train/loss")[0].value == 2.0
     assert read.Scalars("validation/perplexity")[0].value == 7.0
-    assert "answers" in read.Tags()["tensors"]
+    assert {"answers", "alarms"} <= set(read.Tags()["tensors"])
+
+
+def noisy(level, count, seed):
+    draw = random.Random(seed)
+    return [level * draw.uniform(0.9, 1.1) for _ in range(count)]
+
+
+@pytest.mark.parametrize("seed", range(10))
+def test_a_noisy_plateau_is_told_once_however_long_it_lasts(seed):
+    events = [("step", step(n, loss)) for n, loss in enumerate(noisy(1.0, 2000, seed), 1)]
+    assert [code for code, _ in alarms(events)] == ["plateau"]
+
+
+def test_a_second_plateau_lower_down_is_told_again():
+    losses = noisy(1.0, 400, 1) + noisy(0.5, 400, 2)
+    heard = alarms([("step", step(n, loss)) for n, loss in enumerate(losses, 1)])
+    assert [code for code, _ in heard] == ["plateau", "plateau"]
+
+
+def test_zeros_that_come_and_go_are_one_episode():
+    events = [("step", step(n, 1.0, n % 2)) for n in range(1, 60)]
+    assert [code for code, _ in alarms(events)] == ["stuck"]
+
+
+def test_an_overfit_run_is_told_once_though_its_validation_wavers():
+    events = [look(10, 1.0, 1.0), look(20, 1.5, 0.5), look(30, 0.99, 0.5), look(40, 1.6, 0.5)]
+    assert alarms(events) == [("overfit", 20)]

@@ -8,6 +8,7 @@
     │   ├── RowError                        one row of a data file
     │   ├── FileFormatError                 an adapter, checkpoint or model file
     │   ├── NumericsError                   NaN or infinity where a number was needed
+    │   │   └── BadBatchError                   a batch that must not be learned from
     │   └── MismatchError                   a proof that failed: two results differ
     ├── MachineError                   4    the machine could not: memory, disk, port
     └── InterruptedRun                 130  stopped by the user, state saved
@@ -76,6 +77,20 @@ class FileFormatError(DataError):
 
 class NumericsError(DataError):
     """A tensor holds NaN or infinity where a finite number was needed."""
+
+
+class BadBatchError(NumericsError):
+    """A step that was not made, as its loss, gradient or weights are no numbers to go on with.
+
+    Args:
+        rows: where the batch's rows came from.
+        is_in_weights: the weights themselves are not finite, so no other batch helps.
+    """
+
+    def __init__(self, message: str, *, rows: Sequence[str], is_in_weights: bool = False) -> None:
+        self.rows = tuple(rows)
+        self.is_in_weights = is_in_weights
+        super().__init__(message)
 
 
 class MismatchError(DataError):

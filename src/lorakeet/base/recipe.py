@@ -190,6 +190,13 @@ class TrainSettings(Section):
         EarlyStopping(), "null trains to the end", why="the most common remedy for overfitting"
     )
     sample_prompts: Names = setting((), "answered at each look, to read with your own eyes")
+    skip_bad_batches: int = setting(
+        0,
+        "batches in a row that may be passed over when their loss or gradient is not finite; "
+        "one more stops the run at the last good state",
+        why="NaN has a cause; 0 stops at the first one",
+        ge=0,
+    )
 
     @model_validator(mode="after")
     def _check(self) -> TrainSettings:

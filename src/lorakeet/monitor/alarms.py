@@ -1,18 +1,26 @@
 """Alarms: what looks wrong in the stream of events, in plain words with a remedy.
 
-    overfit    validation loss >= 1.3 x training loss, and rising above its best
-    spike      loss > 3 x the median of the last 20 steps
-    stuck      the gradient is exactly zero, so nothing is learned
-    zero       the loss is exactly zero
-    plateau    the median loss of the last 60 steps is not below that of the 60 before
-    repeating  a sample answer says one thing over and over, or nothing
+    overfit       validation loss >= 1.3 x training loss, and rising above its best
+    spike         loss > 3 x the median of the last 20 steps
+    stuck         the gradient is exactly zero, so nothing is learned
+    zero          the loss is exactly zero
+    plateau       the median loss of the last 60 steps is not below that of the 60 before
+    zero-factor   an A or B of the adapter is still zero at a look after step 3
+    unlike-base   before step 1 the loss is not the base's, as an empty adapter's must be
+    no-knowledge  before step 1 the loss is that of a guess among all tokens, ln V
+    repeating     a sample answer says one thing over and over, or nothing
 
-Each alarm sounds once per episode: it must go away before it can sound again.
+An alarm sounds once an episode.  A step that looks well does not end one, or a noisy
+run would be told the same again and again: spike, stuck and zero end after 20 good
+steps, overfit when the gap has closed, and a plateau when the loss has fallen by 10 %.
+
+The training loop itself tells bad-batch (NaN or infinity) and no-target (rows without
+a trained token), as only it can act on them.
 """
 
 from __future__ import annotations
 
-from collections import deque
+from collections import Counter, deque
 from statistics import median
 from typing import Any
 
@@ -23,6 +31,11 @@ SPIKE_RATIO = 3.0
 SPIKE_WINDOW_STEPS = 20
 PLATEAU_STEPS = 60
 PLATEAU_GAIN_FRACTION = 0.005
+PLATEAU_END_FRACTION = 0.1  # five times the noise of a median of 60 losses that vary by 10 %
+GOOD_STEPS = 20
+FACTOR_STEPS = 3
+START_TOLERANCE = 1e-3
+GUESS_FRACTION = 0.95
 REPEATS = 4
 
 
@@ -38,6 +51,8 @@ class AlarmWatch:
         self._losses: deque[float] = deque(maxlen=2 * PLATEAU_STEPS)
         self._best_validation = float("inf")
         self._sounding: set[str] = set()
+        self._good_steps: Counter[str] = Counter()
+        self._plateau_loss = float("inf")
 
     def __call__(self, kind: str, /, **fields: Any) -> None:
         """Hears one event."""
@@ -47,18 +62,22 @@ class AlarmWatch:
             self._hear_evaluation(fields)
         elif kind == "sample_answers":
             self._hear_answers(fields)
+        elif kind == "first_batch":
+            self._hear_first_batch(fields)
+        elif kind == "factors":
+            self._hear_factors(fields)
 
     def _hear_step(self, fields: dict[str, Any]) -> None:
         step, loss = fields["step"], fields["loss"]
         recent = list(self._losses)[-SPIKE_WINDOW_STEPS:]
         usual = median(recent) if len(recent) == SPIKE_WINDOW_STEPS else None
-        self._set("spike", usual is not None and loss > SPIKE_RATIO * usual, step,
+        self._hold("spike", usual is not None and loss > SPIKE_RATIO * usual, step,
                   f"the loss is {loss:.3g}, and was {usual or 0:.3g} before. Often one odd batch, "
                   "or a learning rate that is too high: lower train.learning_rate.")  # fmt: skip
-        self._set("stuck", fields["gradient_norm"] == 0, step,
+        self._hold("stuck", fields["gradient_norm"] == 0, step,
                   "the gradient is exactly zero, so nothing is learned. No trained parameter "
                   "reaches the loss: check method.targets.")  # fmt: skip
-        self._set("zero", loss == 0, step,
+        self._hold("zero", loss == 0, step,
                   "the loss is exactly zero. Either the samples are known by heart or hardly any "
                   "token is trained: look at them with 'lorakeet data show'.")  # fmt: skip
         self._losses.append(loss)
@@ -70,9 +89,33 @@ class AlarmWatch:
             return
         older, newer = median(losses[:PLATEAU_STEPS]), median(losses[PLATEAU_STEPS:])
         is_flat = newer > (1 - PLATEAU_GAIN_FRACTION) * older and newer > 0.05
+        if is_flat and "plateau" not in self._sounding:
+            self._plateau_loss = newer
+        is_over = newer < (1 - PLATEAU_END_FRACTION) * self._plateau_loss
         self._set("plateau", is_flat, step,
                   f"the loss has stayed near {newer:.3g} for {2 * PLATEAU_STEPS} steps. Either the "
-                  "model has learned what it can, or the rate is too low.")  # fmt: skip
+                  "model has learned what it can, or the rate is too low.",
+                  is_over=is_over)  # fmt: skip
+
+    def _hear_first_batch(self, fields: dict[str, Any]) -> None:
+        loss, base, guess = fields["loss"], fields.get("base_loss"), fields.get("uniform_loss")
+        self._set("unlike-base", base is not None and not _are_close(loss, base), fields["step"],
+                  f"before the first step the loss is {loss:.4g}, and {base or 0:.4g} without the "
+                  "adapter. An empty adapter changes nothing, so it is not empty or its layers do "
+                  "not hand the base's values on.")  # fmt: skip
+        is_guess = guess is not None and loss >= GUESS_FRACTION * guess
+        self._set("no-knowledge", is_guess, fields["step"],
+                  f"before the first step the loss is {loss:.3g} nats, and a guess among all "
+                  f"tokens has {guess or 0:.3g}: the base knows nothing of this text. Check that "
+                  "base and tokenizer belong together and that the base is trained.")  # fmt: skip
+
+    def _hear_factors(self, fields: dict[str, Any]) -> None:
+        is_bad = fields["step"] >= FACTOR_STEPS and fields["num_zero"] > 0
+        self._set("zero-factor", is_bad, fields["step"],
+                  f"{fields['num_zero']} of {fields['num_factors']} trained factors are still zero "
+                  f"after {fields['step']} steps, such as {', '.join(fields['zero'])}. No gradient "
+                  "reaches these layers: take them out of method.targets, unless they are experts "
+                  "that no token was sent to.")  # fmt: skip
 
     def _hear_evaluation(self, fields: dict[str, Any]) -> None:
         seen, trained = fields["values"].get("loss"), fields.get("train_loss")
@@ -83,7 +126,8 @@ class AlarmWatch:
         self._set("overfit", is_overfit, fields["step"],
                   f"the validation loss ({seen:.3g}) is {seen / trained:.1f} x the training loss "
                   f"({trained:.3g}) and rising. The model learns the rows by heart: fewer epochs, "
-                  "more data, or a smaller rank. The best weights are kept.")  # fmt: skip
+                  "more data, or a smaller rank. The best weights are kept.",
+                  is_over=seen < OVERFIT_RATIO * trained)  # fmt: skip
 
     def _hear_answers(self, fields: dict[str, Any]) -> None:
         bad = [prompt for prompt, answer in fields["answers"] if is_degenerate(answer)]
@@ -92,11 +136,24 @@ class AlarmWatch:
                   "learning rate that is too high, or an end of turn that is not trained.",
         )  # fmt: skip
 
-    def _set(self, code: str, is_on: bool, step: int, message: str) -> None:
-        """Sounds an alarm at the start of its episode."""
+    def _hold(self, code: str, is_on: bool, step: int, message: str) -> None:
+        """An alarm about single steps; some good steps in a row end its episode."""
+        self._good_steps[code] = 0 if is_on else self._good_steps[code] + 1
+        self._set(code, is_on, step, message, is_over=self._good_steps[code] >= GOOD_STEPS)
+
+    def _set(
+        self, code: str, is_on: bool, step: int, message: str, *, is_over: bool | None = None
+    ) -> None:
+        """Sounds an alarm at the start of its episode; ``is_over`` is by default not ``is_on``."""
         if is_on and code not in self._sounding:
+            self._sounding.add(code)
             self._emit("alarm", code=code, message=message, step=step)
-        (self._sounding.add if is_on else self._sounding.discard)(code)
+        elif not is_on if is_over is None else is_over:
+            self._sounding.discard(code)
+
+
+def _are_close(one: float, two: float) -> bool:
+    return abs(one - two) <= START_TOLERANCE * max(1.0, abs(two))
 
 
 def is_degenerate(answer: str) -> bool:

@@ -7,10 +7,11 @@ from pathlib import Path
 from typing import Any
 
 STEP_FIELDS = ("loss", "learning_rate", "gradient_norm", "tokens_per_s")
+HEARD = frozenset("step evaluation sample_answers alarm run_finished run_interrupted".split())
 
 
 class TensorboardSink:
-    """A sink that writes steps, evaluations and sample answers as TensorBoard events.
+    """A sink that writes steps, evaluations, sample answers and alarms as TensorBoard events.
 
     Args:
         folder: made at the first event, and only when the package is installed.
@@ -23,7 +24,7 @@ class TensorboardSink:
 
     def __call__(self, kind: str, /, **fields: Any) -> None:
         """Hears one event."""
-        if kind not in ("step", "evaluation", "sample_answers", "run_finished", "run_interrupted"):
+        if kind not in HEARD:
             return
         if not self._open():
             return
@@ -37,6 +38,10 @@ class TensorboardSink:
         elif kind == "sample_answers":
             text = "\n\n".join(f"**{prompt}**\n\n{answer}" for prompt, answer in fields["answers"])
             self._write_text("answers", text, fields["step"])
+        elif kind == "alarm":
+            text = f"**{fields['code']}** {fields['message']}"
+            self._write_text("alarms", text, fields.get("step") or 0)
+            self._writer.flush()
         else:
             self._writer.flush()
 

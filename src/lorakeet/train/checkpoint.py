@@ -26,7 +26,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from lorakeet.base.errors import FileFormatError
+from lorakeet.base.errors import FileFormatError, NumericsError
 from lorakeet.base.events import Emit
 from lorakeet.base.run_folder import read_json, sha256_file, to_disk_error
 
@@ -62,11 +62,13 @@ def write_checkpoint(folder: Path, state: Checkpoint, *, num_kept: int = KEPT) -
 
     Raises:
         MachineError: the disk is full; older checkpoints are untouched.
+        NumericsError: a tensor holds NaN or infinity, which is never written.
     """
     final = folder / f"step-{state.step:06d}"
     beside = folder / f".{final.name}.tmp"
     shutil.rmtree(beside, ignore_errors=True)
     tensors = {"trained": state.trained, "moments": state.moments, "best": state.best}
+    _refuse_not_finite(tensors, state.step)
     needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
     try:
         beside.mkdir(parents=True)
@@ -169,6 +171,18 @@ def _read(path: Path) -> Checkpoint:
         name: load_file(path / f"{name}.safetensors") for name in ("trained", "moments", "best")
     }
     return Checkpoint(step=progress.pop("step"), progress=progress, **tensors)
+
+
+def _refuse_not_finite(tensors: Mapping[str, Mapping[str, Tensor]], step: int) -> None:
+    """A checkpoint is a state that one can go on from."""
+    for kind, group in tensors.items():
+        bad = [name for name, tensor in group.items() if not torch.isfinite(tensor).all()]
+        if bad:
+            raise NumericsError(
+                f"the state after step {step} ({kind}, {bad[0]} and {len(bad) - 1} more) holds NaN "
+                "or infinity and is not written. Resume from the newest checkpoint, or start again "
+                "with a lower train.learning_rate."
+            )
 
 
 def _save(tensors: Mapping[str, Tensor], path: Path) -> None:

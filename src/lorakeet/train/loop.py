@@ -16,14 +16,14 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lorakeet.base.errors import BadBatchError
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
-from lorakeet.base.records import StepReport, Validation
+from lorakeet.base.records import EncodedSample, StepReport, Validation
 from lorakeet.base.run_folder import RunFolder
 from lorakeet.data.order import StepOrder
 from lorakeet.data.prepare import PreparedData
 from lorakeet.models.fast import fast_units
-from lorakeet.models.packed import read_pack_facts
 from lorakeet.train.checkpoint import (
     Checkpoint,
     collect_moments,
@@ -33,13 +33,18 @@ from lorakeet.train.checkpoint import (
     restore_state,
     write_checkpoint,
 )
-from lorakeet.train.optimizer import build_optimizer, set_rate
+from lorakeet.train.optimizer import set_rate
 from lorakeet.train.schedule import rate_at
-from lorakeet.train.step import StepResult, StepRunner
+from lorakeet.train.sentinels import (
+    count_zero_factors,
+    measure_first_batch,
+    split_targets,
+    to_no_target_error,
+)
+from lorakeet.train.step import StepResult, build_runner
 from lorakeet.train.stopping import BestTracker
 
 LOOKS_PER_RUN = 10
-AUTO_MICRO_BATCH_TOKENS = 2048
 RECENT_STEPS = 50
 
 
@@ -91,7 +96,7 @@ class TrainLoop:
             batch_size=settings.batch_size, seed=settings.seed,
             epochs=settings.epochs, max_steps=settings.max_steps,
         )  # fmt: skip
-        self.runner = _build_runner(job)
+        self.runner = build_runner(job.model, job.recipe, pad_id=job.pad_id)
         self.tracker = BestTracker.build(
             settings.early_stopping, is_classifier=job.recipe.task == "classify"
         )
@@ -99,7 +104,7 @@ class TrainLoop:
         every = settings.evaluate_every_steps
         self.look_every = auto if every == "auto" else every
         self.best: dict[str, Tensor] = {}
-        self.step, self.saved_step = 0, 0
+        self.step, self.saved_step, self.bad_in_a_row = 0, 0, 0
         self.recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self.num_tokens = 0
         self.step_time_s = 0.0
@@ -114,7 +119,8 @@ class TrainLoop:
         restore_state(self.job.model, state.trained)
         restore_moments(self.job.model, self.runner.optimizer, state.moments)
         self.best = dict(state.best)
-        self.step = state.step
+        self.step = self.saved_step = state.step
+        self.bad_in_a_row = state.progress.get("bad_in_a_row", 0)
         self.tracker.restore(state.progress)
         self.recent.extend(state.progress["recent_losses"])
         self.num_tokens = state.progress["num_tokens"]
@@ -124,6 +130,7 @@ class TrainLoop:
         """Publishes a checkpoint of this moment."""
         progress = {
             **self.tracker.to_progress(),
+            "bad_in_a_row": self.bad_in_a_row,
             "recent_losses": list(self.recent),
             "num_tokens": self.num_tokens,
             "step_time_s": self.step_time_s,
@@ -141,22 +148,69 @@ class TrainLoop:
         self.saved_step = self.step
         self.emit("checkpoint", step=self.step, path=str(path))
 
+    def start(self) -> None:
+        """Before the first step: the tuned model must answer like its base."""
+        rows, _ = split_targets(self._rows_of(1))
+        if rows:
+            seen = measure_first_batch(
+                self.job.model, rows, pad_id=self.job.pad_id,
+                max_tokens=self.runner.micro_batch_tokens,
+            )  # fmt: skip
+            self.emit("first_batch", step=0, **seen)
+        self.look()
+
     def make_step(self) -> None:
-        """One optimiser step and its event."""
+        """One optimiser step and its event; a bad batch is passed over or ends the run.
+
+        Raises:
+            BadBatchError: more bad batches in a row than the recipe allows; the last good
+                state is saved.
+        """
         self.step += 1
         rate = rate_at(self.step, self.order.num_steps, self.settings)
         set_rate(self.runner.optimizer, rate)
-        rows = [self.job.data.train[row] for row in self.order.rows_of_step(self.step)]
+        rows, without_target = split_targets(self._rows_of(self.step))
         self.job.model.train()
-        result = self.runner.run(rows, (self.settings.seed, self.step))
+        try:
+            if without_target:
+                error = to_no_target_error(self.step, without_target)
+                self.emit("alarm", code="no-target", step=self.step, rows=list(error.rows),
+                          message=str(error))  # fmt: skip
+                if not rows:
+                    raise error
+            result = self.runner.run(rows, (self.settings.seed, self.step))
+        except BadBatchError as error:
+            self._pass_over(error)
+            return
+        self.bad_in_a_row = 0
         self.recent.append(result.loss)
         self.num_tokens += result.num_tokens
         self.step_time_s += result.duration_s
         self._report(result, rate)
 
+    def _rows_of(self, step: int) -> list[EncodedSample]:
+        return [self.job.data.train[row] for row in self.order.rows_of_step(step)]
+
+    def _pass_over(self, error: BadBatchError) -> None:
+        """Goes on without the batch, or saves the last good state and raises."""
+        self.bad_in_a_row += 1
+        allowed = self.settings.skip_bad_batches
+        is_over = error.is_in_weights or self.bad_in_a_row > allowed
+        end = "The run stops." if is_over else f"It is skipped; {allowed} in a row may be."
+        self.emit("alarm", code="bad-batch", step=self.step, rows=list(error.rows),
+                  is_skipped=not is_over, message=f"{error} {end}")  # fmt: skip
+        if is_over:
+            self.step -= self.bad_in_a_row
+            self.bad_in_a_row = 0
+            if not error.is_in_weights and self.step > self.saved_step:
+                self.save()
+            raise error
+
     def look(self) -> None:
         """Validates, remembers the best weights, and tells what was seen."""
         self.job.model.eval()
+        if self.step and (factors := count_zero_factors(self.job.model))["num_factors"]:
+            self.emit("factors", step=self.step, **factors)
         with torch.no_grad():
             seen = self.validate()
         if seen.values:
@@ -203,7 +257,7 @@ def train_model(
         stop_requested: asked after each step; True publishes a checkpoint and stops.
 
     Raises:
-        NumericsError: a loss or gradient is not finite; nothing of it is kept.
+        BadBatchError: a loss, gradient or weight is not finite; nothing of it is kept.
         MachineError: a checkpoint cannot be written.
     """
     with fast_units(job.model) as units:
@@ -218,7 +272,7 @@ def _run(loop: TrainLoop, stop_requested: Callable[[], bool]) -> TrainResult:
     if loop.job.resume_from is not None:
         loop.restore()
     if loop.step == 0:
-        loop.look()
+        loop.start()
     reason, is_interrupted = "All steps are made.", False
     while loop.step < loop.order.num_steps and not loop.tracker.should_stop:
         loop.make_step()
@@ -248,25 +302,3 @@ def _run(loop: TrainLoop, stop_requested: Callable[[], bool]) -> TrainResult:
         duration_s=time.perf_counter() - started_s,
         interrupted=is_interrupted,
     )
-
-
-def _build_runner(job: TrainJob) -> StepRunner:
-    """The optimiser and the limits of a step."""
-    settings = job.recipe.train
-    named = list(job.model.named_parameters())
-    asked = settings.micro_batch_tokens
-    return StepRunner(
-        model=job.model,
-        optimizer=build_optimizer(named, settings, job.recipe.method),
-        parameters=tuple(parameter for _, parameter in named if parameter.requires_grad),
-        pad_id=job.pad_id,
-        micro_batch_tokens=AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked,
-        max_gradient_norm=settings.max_gradient_norm,
-        packs=settings.packing and _is_packable(job.model, job.recipe.task),
-    )
-
-
-def _is_packable(model: nn.Module, task: str) -> bool:
-    """Whether the model's answers stay the same when rows lie end to end."""
-    facts = read_pack_facts(model)
-    return facts.is_row_packable if task == "classify" else facts.is_packable

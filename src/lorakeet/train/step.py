@@ -17,12 +17,16 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor, nn
 
-from lorakeet.base.errors import NumericsError
+from lorakeet.base.errors import BadBatchError
+from lorakeet.base.recipe import Recipe
 from lorakeet.base.records import Batch, EncodedSample, Pack
 from lorakeet.data.collate import collate
 from lorakeet.data.order import split_micro_batches
 from lorakeet.data.packing import build_pack, pack_rows
+from lorakeet.models.packed import read_pack_facts
 from lorakeet.models.score import score_labels, score_pack, score_pack_labels, score_targets
+from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS
+from lorakeet.train.optimizer import build_optimizer
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +78,8 @@ class StepRunner:
                 ``micro_batch_tokens``.
 
         Raises:
-            NumericsError: loss or gradient is not finite; the optimiser has not stepped.
+            BadBatchError: loss, gradient or a weight is not finite, or no token of the step is
+                trained; the optimiser has not stepped.
         """
         started_s = time.perf_counter()
         lengths = [len(sample.ids) for sample in samples]
@@ -85,11 +90,15 @@ class StepRunner:
             losses = self._accumulate(batches, num_targets)
         loss = sum(losses) / num_targets
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm))
-        if not (math.isfinite(loss) and math.isfinite(norm)):
+        weights = _norm_of(self.parameters)
+        if not (math.isfinite(loss) and math.isfinite(norm) and math.isfinite(weights)):
+            culprits = name_not_finite(self.model)
             self.optimizer.zero_grad(set_to_none=True)
             bad = [i for group, part in zip(groups, losses, strict=True)
                    if not math.isfinite(part) for i in group]  # fmt: skip
-            raise _not_finite(loss, norm, [samples[i] for i in bad] or samples, seed[1])
+            found = f"the loss is {loss} and the gradient norm {norm}{culprits}"
+            raise _not_finite(found, [samples[i] for i in bad] or samples, seed[1],
+                              is_in_weights=not math.isfinite(weights))  # fmt: skip
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(
@@ -115,6 +124,32 @@ class StepRunner:
             (loss_sum / num_targets).backward()
             losses.append(loss_sum.detach())
         return torch.stack(losses).tolist()  # one wait for the device a step
+
+
+def build_runner(model: nn.Module, recipe: Recipe, *, pad_id: int) -> StepRunner:
+    """The optimiser and the limits of a step, as a recipe asks for them.
+
+    Raises:
+        RequestError: nothing in the model is trained.
+    """
+    settings = recipe.train
+    named = list(model.named_parameters())
+    asked = settings.micro_batch_tokens
+    return StepRunner(
+        model=model,
+        optimizer=build_optimizer(named, settings, recipe.method),
+        parameters=tuple(parameter for _, parameter in named if parameter.requires_grad),
+        pad_id=pad_id,
+        micro_batch_tokens=AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked,
+        max_gradient_norm=settings.max_gradient_norm,
+        packs=settings.packing and _is_packable(model, recipe.task),
+    )
+
+
+def _is_packable(model: nn.Module, task: str) -> bool:
+    """Whether the model's answers stay the same when rows lie end to end."""
+    facts = read_pack_facts(model)
+    return facts.is_row_packable if task == "classify" else facts.is_packable
 
 
 def score_batch(model: nn.Module, batch: Batch, device: torch.device | str) -> Tensor:
@@ -156,14 +191,41 @@ def hash_seed(seed: int, step: int) -> int:
     return (z ^ (z >> 31)) >> 1
 
 
+def name_not_finite(model: nn.Module) -> str:
+    """Which weights and gradients hold NaN or infinity, as the end of a sentence."""
+    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
+    weights = [name for name, p in named if not torch.isfinite(p).all()]
+    gradients = [
+        name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()
+    ]
+    told = [
+        f"; not finite is the {what} of {names[0]}"
+        + (f" and {len(names) - 1} more" * (len(names) > 1))
+        for what, names in (("weight", weights), ("gradient", gradients))
+        if names
+    ]
+    return "".join(told)
+
+
+def _norm_of(parameters: Sequence[nn.Parameter]) -> float:
+    """The norm of all weights; not finite as soon as one weight is not."""
+    return float(nn.utils.get_total_norm([parameter.detach() for parameter in parameters]))
+
+
 def _not_finite(
-    loss: float, norm: float, samples: Sequence[EncodedSample], step: int
-) -> NumericsError:
+    found: str, samples: Sequence[EncodedSample], step: int, *, is_in_weights: bool
+) -> BadBatchError:
     """The error of a step that must not happen, with the rows it saw."""
     rows = ", ".join(str(sample.origin) for sample in samples[:4])
     more = f" and {len(samples) - 4} more" if len(samples) > 4 else ""
-    return NumericsError(
-        f"step {step}: the loss is {loss} and the gradient norm {norm}; needed are finite numbers. "
-        f"The weights are untouched. The rows were {rows}{more}. Lower train.learning_rate, and "
-        "look at these rows with 'lorakeet data show'."
+    remedy = (
+        "The weights were spoiled before this step: resume from the newest checkpoint."
+        if is_in_weights
+        else "Lower train.learning_rate, and look at these rows with 'lorakeet data show'; "
+        "train.skip_bad_batches passes over single ones."
     )
+    return BadBatchError(
+        f"step {step}: {found}; needed are finite numbers. The optimiser did not step, so the "
+        f"weights are untouched. The rows were {rows}{more}. {remedy}",
+        rows=[str(sample.origin) for sample in samples], is_in_weights=is_in_weights,
+    )  # fmt: skip

@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import tempfile
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -134,17 +134,12 @@ def _make_step(
 ) -> OneStep:
     """One optimiser step in one cut."""
     from lorakeet.train.checkpoint import collect_state
-    from lorakeet.train.optimizer import build_optimizer
-    from lorakeet.train.step import StepRunner
+    from lorakeet.train.step import build_runner
 
     named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
     before = collect_state(model)
     gradients: dict[str, Tensor] = {}
-    runner = StepRunner(
-        model=model, optimizer=build_optimizer(named, recipe.train, recipe.method),
-        parameters=tuple(p for _, p in named), pad_id=pad_id, micro_batch_tokens=1,
-        max_gradient_norm=float("inf"),
-    )  # fmt: skip
+    runner = replace(build_runner(model, recipe, pad_id=pad_id), max_gradient_norm=float("inf"))
 
     def keep(*_: Any) -> None:
         gradients.update({n: p.grad.detach().clone() for n, p in named if p.grad is not None})
