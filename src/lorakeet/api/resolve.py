@@ -82,3 +82,14 @@ def read_resolved(run: RunFolder) -> dict[str, Any]:
 def recipe_of_run(run: RunFolder) -> Recipe:
     """The recipe that a run was started with."""
     return recipe_from_dict(read_resolved(run)["recipe"])
+
+
+def recipe_to_resume(run: RunFolder) -> Recipe:
+    """The recipe that a run goes on with; one killed before it was resolved has the asked one.
+
+    Raises:
+        FileFormatError: the folder holds no run.
+    """
+    if not run.resolved.is_file() and run.events.is_file() and run.recipe.is_file():
+        return recipe_from_dict(read_yaml(run.recipe))
+    return recipe_of_run(run)

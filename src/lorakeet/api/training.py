@@ -16,13 +16,20 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.api.planning import make_run_plan
-from lorakeet.api.resolve import RecipeLike, read_resolved, recipe_of_run, to_recipe, write_resolved
+from lorakeet.api.resolve import (
+    RecipeLike,
+    read_resolved,
+    recipe_to_resume,
+    to_recipe,
+    write_resolved,
+)
 from lorakeet.base.errors import InterruptedRun, RequestError
 from lorakeet.base.events import Emit, EventLog
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.recipe_file import recipe_to_dict, to_yaml
 from lorakeet.base.records import Validation
 from lorakeet.base.run_folder import RunFolder, sha256_folder, write_text
+from lorakeet.base.run_lock import hold_run
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,15 +80,17 @@ def train(
 
     Raises:
         RecipeError, DataError, MachineError: before anything is trained.
+        RequestError: the folder holds another run, or another process writes there.
         InterruptedRun: ``stop_requested`` said so; ``resume`` goes on.
     """
     asked = to_recipe(recipe, overrides=overrides)
     folder = RunFolder(Path(run))
-    _refuse_other_run(folder)
-    listen = open_sinks(folder, emit)
-    listen("run_started", recipe=recipe_to_dict(asked))
-    write_text(folder.recipe, to_yaml(recipe_to_dict(asked)))
-    return _train_in(folder, asked, listen, stop_requested, is_resumed=False)
+    with hold_run(folder.path):
+        _refuse_other_run(folder)
+        write_text(folder.recipe, to_yaml(recipe_to_dict(asked)))
+        listen = open_sinks(folder, emit)
+        listen("run_started", recipe=recipe_to_dict(asked))
+        return _train_in(folder, asked, listen, stop_requested, is_resumed=False)
 
 
 def resume(
@@ -94,11 +103,13 @@ def resume(
 
     Raises:
         FileFormatError: the folder holds no run.
+        RequestError: another process writes there.
     """
     folder = RunFolder(Path(run))
-    recipe = recipe_of_run(folder)
-    listen = open_sinks(folder, emit)
-    return _train_in(folder, recipe, listen, stop_requested, is_resumed=True)
+    recipe = recipe_to_resume(folder)
+    with hold_run(folder.path):
+        listen = open_sinks(folder, emit)
+        return _train_in(folder, recipe, listen, stop_requested, is_resumed=True)
 
 
 def open_sinks(run: RunFolder, emit: Emit | None = None) -> Emit:
@@ -151,7 +162,7 @@ def _train_in(
     with stage(emit, "data"):
         tokenizer = read_tokenizer(recipe.base)
         data = prepare_data(recipe, tokenizer, run.data, emit)
-    if not is_resumed:
+    if not (is_resumed and run.resolved.is_file()):
         write_resolved(
             run, recipe, base_folder=base_folder, data=data.report.get("fingerprint", {})
         )
