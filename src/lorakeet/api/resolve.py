@@ -54,12 +54,23 @@ def read_installed_versions() -> dict[str, str]:
     return found
 
 
+def read_machine() -> dict[str, Any]:
+    """What of the machine can change how sums round: system, processor, device, threads."""
+    import torch
+
+    device = torch.cuda.get_device_name() if torch.cuda.is_available() else "cpu"
+    return {
+        "system": platform.system(), "processor": platform.machine(),
+        "device": device, "threads": torch.get_num_threads(),
+    }  # fmt: skip
+
+
 def write_resolved(run: RunFolder, recipe: Recipe, *, base_folder: Path, data: dict) -> None:
     """Records every decided value, the versions and the hashes of base and data."""
     content = {
         "recipe": recipe_to_dict(recipe),
         "versions": read_installed_versions(),
-        "machine": {"system": platform.system(), "processor": platform.machine()},
+        "machine": read_machine(),
         "hashes": {"base": sha256_folder(base_folder), "data": data},
     }
     write_text(run.resolved, to_yaml(content))
@@ -93,3 +104,17 @@ def recipe_to_resume(run: RunFolder) -> Recipe:
     if not run.resolved.is_file() and run.events.is_file() and run.recipe.is_file():
         return recipe_from_dict(read_yaml(run.recipe))
     return recipe_of_run(run)
+
+
+def describe_other_data(run: RunFolder, found: Mapping[str, Any]) -> str:
+    """A warning when the sources are not those a run was started with; empty when they are."""
+    past = (read_resolved(run)["hashes"].get("data") or {}).get("files") or {}
+    present = found.get("files") or {}
+    names = past.keys() | present.keys()
+    other = sorted(name for name in names if past.get(name) != present.get(name))
+    if not other:
+        return ""
+    return (
+        f"{', '.join(other)}: not the bytes that this run was started with, so it will not end as "
+        "an undisturbed one. Put the old files back, or start a new run."
+    )

@@ -18,6 +18,7 @@ from typing import Any
 from lorakeet.api.planning import make_run_plan
 from lorakeet.api.resolve import (
     RecipeLike,
+    describe_other_data,
     read_resolved,
     recipe_to_resume,
     to_recipe,
@@ -166,6 +167,8 @@ def _train_in(
         write_resolved(
             run, recipe, base_folder=base_folder, data=data.report.get("fingerprint", {})
         )
+    elif told := describe_other_data(run, data.report.get("fingerprint", {})):
+        emit("alarm", code="other-data", step=0, message=told)
     with stage(emit, "plan"):
         make_run_plan(recipe, base_folder, run, emit, data)
     with stage(emit, "load"):

@@ -1,4 +1,4 @@
-"""``lorakeet verify``: adapter, accumulation, resume, merge, data.  A failed proof exits with 1."""
+"""``lorakeet verify`` and ``rerun``: proofs as tables.  A failed proof exits with 1."""
 
 from __future__ import annotations
 
@@ -71,6 +71,24 @@ def data(run: Run, as_json: Json = False) -> None:
     from lorakeet.api.proofs.data import verify_data
 
     _show(verify_data(run), as_json)
+
+
+def rerun(
+    run: Run,
+    into: Annotated[Path, typer.Option(help="A new folder for the second run.")],
+    force: Annotated[
+        bool, typer.Option("--force", help="Train although base or data have changed.")
+    ] = False,
+    as_json: Json = False,
+) -> None:
+    """Train a run again from its resolved.yaml: the adapter must be the same, bit for bit."""
+    from lorakeet.api.rerun import rerun as start
+    from lorakeet.cli.interrupt import watch_signals
+    from lorakeet.monitor.console import RunConsole
+
+    with watch_signals() as stop_requested, RunConsole(is_quiet=as_json) as console:
+        proof = start(run, into, force=force, emit=console.emit, stop_requested=stop_requested)
+    _show(proof, as_json)
 
 
 def _show(proof: Any, as_json: bool) -> None:
