@@ -1,0 +1,253 @@
+"""An adapter folder as its factors, read and written without any model.
+
+    adapter_config.json          r, alpha and their patterns -> the scale s of each layer
+    adapter_model.safetensors    A and B of each layer; everything else as it is
+    lorakeet.json                hashes and lineage
+
+This is what combining and comparing work on: a layer's change is s B A, whatever the
+base.  Files are checked as strictly as when an adapter is attached.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from lorakeet.adapters.files import WEIGHTS, read_adapter_config
+from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
+from lorakeet.adapters.low_rank import LowRank
+from lorakeet.adapters.peft_config import CONFIG, from_peft_config
+from lorakeet.adapters.settings import Lora
+from lorakeet.base.errors import FileFormatError
+from lorakeet.base.run_folder import read_json, sha256_file, write_json
+
+_FACTOR = re.compile(r"base_model\.model\.(.+)\.(lora_A|lora_B|lora_embedding_[AB])(\.weight)?")
+_PLAIN_STARTS = (True, False, None, "gaussian", "eva")
+_SHOWN = 5
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredLayer:
+    """One layer's factors as they lie in the file.
+
+    Args:
+        A: [r, in], or [r, in, height, width] of a convolution; any float dtype.
+        B: [out, r], or [out, r, 1, 1].
+        scale: s = alpha / r, or alpha / sqrt(r).
+        is_embedding: whether the file calls them ``lora_embedding_A`` and ``B``.
+    """
+
+    A: Tensor
+    B: Tensor
+    scale: float
+    is_embedding: bool = False
+
+    @property
+    def rank(self) -> int:
+        """r."""
+        return self.A.shape[0]
+
+    def to_change(self) -> LowRank:
+        """s B A in float64, a convolution's kernel unfolded into its columns."""
+        return LowRank(B=self.scale * self.B.double().flatten(1), A=self.A.double().flatten(1))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StoredAdapter:
+    """A whole adapter as it lies on the disk.
+
+    Args:
+        layers: module name -> its factors.
+        others: tensors that are no factors (saved modules, biases) under the file's names.
+        digests: file -> SHA-256 of its bytes.
+        lineage: the content of ``lorakeet.json``; empty for PEFT's own adapters.
+    """
+
+    folder: Path
+    config: dict[str, Any]
+    settings: Lora
+    layers: dict[str, StoredLayer]
+    others: dict[str, Tensor]
+    digests: dict[str, str]
+    lineage: dict[str, Any]
+
+    @property
+    def base(self) -> str:
+        """The base's name as the adapter gives it."""
+        return str(self.config.get("base_model_name_or_path"))
+
+    @property
+    def num_parameters(self) -> int:
+        """Trained numbers: factors, and whatever else is kept with them."""
+        factors = sum(layer.A.numel() + layer.B.numel() for layer in self.layers.values())
+        return factors + sum(tensor.numel() for tensor in self.others.values())
+
+
+def read_stored(folder: str | Path) -> StoredAdapter:
+    """An adapter folder, its bytes checked against its own hashes.
+
+    Raises:
+        FileFormatError: no adapter, damaged bytes, NaN or infinity, a factor without its
+            partner, or a kind whose change is not s B A (DoRA, PiSSA beside its base,
+            adapters of stacked expert parameters).
+    """
+    folder = Path(folder)
+    config = read_adapter_config(folder)
+    settings = from_peft_config(config, folder)
+    lineage = read_lineage(folder)
+    digests = {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)}
+    problems = find_changed(folder, lineage)
+    problems += [
+        f"{key}: {config[key]}, so that its change is not s B A"
+        for key in ("use_dora", "target_parameters", "lora_bias")
+        if config.get(key)
+    ]
+    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+        problems.append(f"init_lora_weights: {config['init_lora_weights']}, a changed base")
+    try:
+        tensors = load_file(folder / WEIGHTS)
+    except (SafetensorError, OSError, ValueError) as error:
+        problems.append(f"{WEIGHTS} is not a whole safetensors file ({error})")
+        tensors = {}
+    layers, others = _sort_tensors(tensors, settings, problems)
+    if problems:
+        raise FileFormatError(
+            f"{folder}: {'; '.join(problems)}. Take a whole adapter of plain LoRA."
+        )
+    return StoredAdapter(
+        folder=folder, config=config, settings=settings, layers=layers, others=others,
+        digests=digests, lineage=lineage,
+    )  # fmt: skip
+
+
+def read_lineage(folder: Path) -> dict[str, Any]:
+    """The content of ``lorakeet.json``, or nothing where PEFT wrote the adapter."""
+    content = read_json(folder / LINEAGE) if (folder / LINEAGE).is_file() else {}
+    if not isinstance(content, dict):
+        raise FileFormatError(f"{folder / LINEAGE}: this is no JSON object; take it from a copy.")
+    return content
+
+
+def find_changed(folder: Path, lineage: Mapping[str, Any]) -> list[str]:
+    """One sentence for each file whose bytes are not those that the manifest lists."""
+    if not lineage:
+        return []
+    files = lineage.get("files")
+    if not isinstance(files, dict) or not {CONFIG, WEIGHTS} <= files.keys():
+        return [f"{LINEAGE} lists no hashes of {CONFIG} and {WEIGHTS}"]
+    paths = {file: folder / Path(file).name for file in files}
+    return [
+        f"{file} is not the file that was written (SHA-256 differs, or it is gone)"
+        for file, path in paths.items()
+        if not path.is_file() or sha256_file(path) != files[file]
+    ]
+
+
+def write_stored(
+    folder: str | Path,
+    tensors: Mapping[str, Tensor],
+    config: Mapping[str, Any],
+    lineage: Mapping[str, Any],
+) -> Path:
+    """Writes an adapter folder whole or not at all; an older adapter there is replaced.
+
+    Raises:
+        RequestError: the folder holds other files.
+        FileFormatError: a tensor is not finite; nothing is written.
+        MachineError: the disk is full.
+    """
+    folder = Path(folder)
+    check_replaceable(folder)
+    if bad := _not_finite(tensors):
+        raise FileFormatError(f"{some(bad)}: NaN or infinity; such an adapter is not written.")
+    beside = folder.with_name(f".{folder.name}.{os.getpid()}.tmp")
+    shutil.rmtree(beside, ignore_errors=True)
+    try:
+        beside.mkdir(parents=True)
+        save_file(
+            {key: tensor.contiguous() for key, tensor in tensors.items()},
+            beside / WEIGHTS,
+            metadata={"format": "pt"},
+        )
+        write_json(beside / CONFIG, dict(config))
+        files = {file: sha256_file(beside / file) for file in (CONFIG, WEIGHTS)}
+        base = config.get("base_model_name_or_path")
+        write_json(beside / LINEAGE, {**lineage, "format": 1, "base": base, "files": files})
+        publish_folder(beside, folder)
+    except (OSError, SafetensorError) as error:
+        needed = sum(t.numel() * t.element_size() for t in tensors.values())
+        raise to_write_error(error, folder, needed) from error
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    return folder
+
+
+def to_file_layers(layers: Mapping[str, StoredLayer]) -> dict[str, Tensor]:
+    """Factors under the file's names."""
+    tensors = {}
+    for module, layer in layers.items():
+        kind, end = ("lora_embedding_", "") if layer.is_embedding else ("lora_", ".weight")
+        tensors[f"base_model.model.{module}.{kind}A{end}"] = layer.A
+        tensors[f"base_model.model.{module}.{kind}B{end}"] = layer.B
+    return tensors
+
+
+def some(names: list[str]) -> str:
+    """The first few names, and how many more there are."""
+    more = f" and {len(names) - _SHOWN} more" if len(names) > _SHOWN else ""
+    return ", ".join(names[:_SHOWN]) + more
+
+
+def _sort_tensors(
+    tensors: Mapping[str, Tensor], settings: Lora, problems: list[str]
+) -> tuple[dict[str, StoredLayer], dict[str, Tensor]]:
+    """Pairs of factors by module, and the rest; what is wrong is added to the problems."""
+    pairs: dict[str, dict[str, Tensor]] = {}
+    others: dict[str, Tensor] = {}
+    for key, tensor in tensors.items():
+        if found := _FACTOR.fullmatch(key):
+            pairs.setdefault(found[1], {})[found[2]] = tensor
+        else:
+            others[key] = tensor
+    if bad := _not_finite(tensors):
+        problems.append(f"NaN or infinity in {some(bad)}")
+    if odd := [key for key in others if ".lora_" in key]:
+        problems.append(f"no factors of plain LoRA: {some(odd)}")
+    if tensors and not pairs:
+        problems.append("no layer has factors A and B")
+    layers = {}
+    for module, pair in sorted(pairs.items()):
+        layer = _pair_layer(module, pair, settings)
+        if isinstance(layer, str):
+            problems.append(layer)
+        else:
+            layers[module] = layer
+    return layers, others
+
+
+def _pair_layer(module: str, pair: Mapping[str, Tensor], settings: Lora) -> StoredLayer | str:
+    """A layer of its two factors, or what is wrong with them."""
+    is_embedding = any("embedding" in kind for kind in pair)
+    stem = "lora_embedding_" if is_embedding else "lora_"
+    A, B = pair.get(f"{stem}A"), pair.get(f"{stem}B")
+    if A is None or B is None or len(pair) != 2:
+        return f"{module} has only {', '.join(sorted(pair))}, needed are A and B"
+    r = settings.rank_of(module)
+    if A.dim() < 2 or B.dim() != A.dim() or A.shape[0] != r or B.shape[1] != r:
+        return f"{module}: A {list(A.shape)} and B {list(B.shape)} are not of rank {r}"
+    return StoredLayer(A=A, B=B, scale=settings.scale_of(module), is_embedding=is_embedding)
+
+
+def _not_finite(tensors: Mapping[str, Tensor]) -> list[str]:
+    """The names of tensors that hold NaN or infinity."""
+    return [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
