@@ -40,6 +40,12 @@ def find_problems(
 ) -> list[str]:
     """Every reason why these adapters cannot be combined so, one sentence each."""
     problems = _find_wrong_settings(len(adapters), how)
+    problems += [
+        f"{each.folder}: its change is not s B A alone ({'; '.join(each.beside_factors)}), so it "
+        "cannot be added to others. Merge it into the base, or take plain LoRA."
+        for each in adapters
+        if each.beside_factors
+    ]
     hashes = [each.lineage.get("base_sha256") for each in adapters]
     same_bytes = None not in hashes and len(set(hashes)) == 1
     if base is None and not same_bytes and len({each.base for each in adapters}) > 1:

@@ -87,6 +87,16 @@ class StoredAdapter:
         return str(self.config.get("base_model_name_or_path"))
 
     @property
+    def beside_factors(self) -> list[str]:
+        """What else changes its layers, so that a change is not s B A alone; mostly nothing."""
+        config = self.config
+        found = [f"{key} {config[key]}" for key in ("use_dora", "lora_bias") if config.get(key)]
+        if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
+            found.append(f"init_lora_weights {config['init_lora_weights']}, a changed base")
+        odd = [key for key in self.others if ".lora_" in key]
+        return found + ([f"tensors {some(odd)}"] if odd else [])
+
+    @property
     def num_parameters(self) -> int:
         """Trained numbers: factors, and whatever else is kept with them."""
         factors = sum(layer.A.numel() + layer.B.numel() for layer in self.layers.values())
@@ -98,8 +108,7 @@ def read_stored(folder: str | Path) -> StoredAdapter:
 
     Raises:
         FileFormatError: no adapter, damaged bytes, NaN or infinity, a factor without its
-            partner, or a kind whose change is not s B A (DoRA, PiSSA beside its base,
-            adapters of stacked expert parameters).
+            partner or of another rank, or adapters of stacked parameters.
     """
     folder = Path(folder)
     config = read_adapter_config(folder)
@@ -107,13 +116,8 @@ def read_stored(folder: str | Path) -> StoredAdapter:
     lineage = read_lineage(folder)
     digests = {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)}
     problems = find_changed(folder, lineage)
-    problems += [
-        f"{key}: {config[key]}, so that its change is not s B A"
-        for key in ("use_dora", "target_parameters", "lora_bias")
-        if config.get(key)
-    ]
-    if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
-        problems.append(f"init_lora_weights: {config['init_lora_weights']}, a changed base")
+    if config.get("target_parameters"):
+        problems.append("its factors belong to stacked parameters (target_parameters)")
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:
@@ -121,9 +125,7 @@ def read_stored(folder: str | Path) -> StoredAdapter:
         tensors = {}
     layers, others = _sort_tensors(tensors, settings, problems)
     if problems:
-        raise FileFormatError(
-            f"{folder}: {'; '.join(problems)}. Take a whole adapter of plain LoRA."
-        )
+        raise FileFormatError(f"{folder}: {'; '.join(problems)}. Take a whole LoRA adapter.")
     return StoredAdapter(
         folder=folder, config=config, settings=settings, layers=layers, others=others,
         digests=digests, lineage=lineage,
@@ -221,8 +223,6 @@ def _sort_tensors(
             others[key] = tensor
     if bad := _not_finite(tensors):
         problems.append(f"NaN or infinity in {some(bad)}")
-    if odd := [key for key in others if ".lora_" in key]:
-        problems.append(f"no factors of plain LoRA: {some(odd)}")
     if tensors and not pairs:
         problems.append("no layer has factors A and B")
     layers = {}

@@ -10,6 +10,7 @@ import typer
 from lorakeet import __version__
 from lorakeet.base.errors import InterruptedRun, LorakeetError
 from lorakeet.cli import (
+    adapter_commands,
     data_commands,
     plan_commands,
     run_commands,
@@ -39,6 +40,9 @@ APP.command("rerun")(verify_commands.rerun)
 APP.command("eval")(run_commands.evaluate)
 APP.command("report")(run_commands.report)
 APP.add_typer(verify_commands.APP, name="verify", help="Prove what a run promises, with figures.")
+APP.add_typer(
+    adapter_commands.APP, name="adapters", help="List, show, compare and combine adapters."
+)
 APP.command("merge")(ship_commands.merge)
 APP.command("serve")(ship_commands.serve)
 APP.command("chat")(ship_commands.chat)

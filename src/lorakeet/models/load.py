@@ -106,6 +106,29 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
+def build_without_weights(base: str, *, task: str = "chat") -> Any:
+    """A base's modules with their names and sizes from config.json, on torch's meta device.
+
+    Raises:
+        FileFormatError: an unknown architecture.
+    """
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+
+    folder = resolve_base(base)
+    is_classifier = task == "classify"
+    model_class: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
+    try:
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        with torch.device("meta"):
+            return model_class.from_config(config, trust_remote_code=False)
+    except (OSError, ValueError, KeyError) as error:
+        raise FileFormatError(
+            f"{folder}: no model can be built for task {task} ({_first_line(error)}). Needed is "
+            "config.json of an architecture that transformers knows."
+        ) from error
+
+
 def _load_class(folder: Path, task: str, label_names: list[str], dtype: Any, tokenizer: Any) -> Any:
     """The model of a task with strict weights: only a new classification head may be missing."""
     import torch

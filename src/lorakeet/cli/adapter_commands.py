@@ -1,0 +1,241 @@
+"""``lorakeet adapters``: list, show, compare and combine adapters, and try out targets."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from lorakeet.base.errors import RequestError
+from lorakeet.base.units import to_readable_bytes, to_readable_count
+from lorakeet.cli.output import CONSOLE, print_done, print_error, print_json, print_table
+
+APP = typer.Typer(no_args_is_help=True)
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+Adapter = Annotated[Path, typer.Argument(help="An adapter folder.")]
+
+
+@APP.command("list")
+def list_(
+    folder: Annotated[Path, typer.Argument(help="Adapters at or below it are listed.")] = Path(),
+    as_json: AsJson = False,
+) -> None:
+    """List adapters with rank, targets, base, size and parents."""
+    from dataclasses import asdict
+
+    from lorakeet.api.adapters import list_adapters
+
+    found = list_adapters(folder)
+    if as_json:
+        print_json([asdict(each) for each in found])
+        return
+    rows = [
+        (
+            each.folder, _range(each.ranks), ", ".join(each.targets), each.base,
+            to_readable_bytes(each.num_bytes), ", ".join(each.parents) or "-",
+        )
+        for each in found
+        if each.problem is None
+    ]  # fmt: skip
+    columns = ("adapter", "rank", "targets", "base", "size", "parents")
+    print_table(f"{len(found)} adapters below {folder}", columns, rows)
+    for each in found:
+        if each.problem:
+            print_error(each.problem)
+
+
+@APP.command()
+def show(adapter: Adapter, as_json: AsJson = False) -> None:
+    """Show an adapter's settings, layers with norms, verified hashes and lineage."""
+    from dataclasses import asdict
+
+    from lorakeet.api.adapters import show_adapter
+
+    shown = show_adapter(adapter)
+    if as_json:
+        print_json(asdict(shown))
+        return
+    settings = {k: v for k, v in shown.settings.items() if k != "targets" and v not in ((), {})}
+    verified = (
+        "right, by lorakeet.json" if shown.is_verified else "none recorded (no lorakeet.json)"
+    )
+    facts = {
+        "base": shown.base,
+        "parameters": f"{shown.num_parameters:,}",
+        **settings,
+        "hashes": verified,
+        **{file: digest[:16] for file, digest in shown.digests.items()},
+        **{key: value for key, value in shown.lineage.items() if key not in ("base", "parents")},
+    }
+    CONSOLE.print(str(adapter), style="bold", markup=False)
+    for key, value in facts.items():
+        CONSOLE.print(f"  {key}: {_to_words(value)}", markup=False)
+    for parent in shown.lineage.get("parents") or ():
+        digest = parent["sha256"]["adapter_model.safetensors"][:16]
+        CONSOLE.print(f"  parent {parent['folder']} x {parent['weight']:g}, SHA-256 {digest}")
+    prefix, short = _shorten(shown.layers)
+    rows = [
+        (short[m], each["rank"], f"{each['in']} > {each['out']}", f"{each['scale']:.3g}",
+         f"{each['norm']:.4g}")
+        for m, each in shown.layers.items()
+    ]  # fmt: skip
+    columns = ("layer", "rank", "in > out", "scale", "norm of s B A")
+    print_table(f"{len(rows)} layers{prefix}", columns, rows)
+    for name in shown.others:
+        CONSOLE.print(f"  also holds {name}")
+    for note in shown.notes:
+        CONSOLE.print(f"  note: {note}; norms are those of s B A alone")
+
+
+@APP.command()
+def diff(
+    one: Adapter,
+    other: Annotated[Path, typer.Argument(help="Another adapter of the same base.")],
+    as_json: AsJson = False,
+) -> None:
+    """Compare two adapters by norm, cosine and subspace overlap, layer by layer."""
+    from dataclasses import asdict
+
+    from lorakeet.api.adapters import diff_adapters
+
+    whole, layers = diff_adapters(one, other)
+    if as_json:
+        print_json({"whole": asdict(whole), "layers": {m: asdict(d) for m, d in layers.items()}})
+        return
+    prefix, short = _shorten(layers)
+    rows = [(short[module], *_to_cells(each)) for module, each in layers.items()]
+    columns = ("layer", "norm 1", "norm 2", "distance", "cosine", "input", "output")
+    title = f"1: {one}   2: {other}   {len(rows)} layers{prefix}"
+    print_table(title, columns, [*rows, ("all", *_to_cells(whole))])
+    chance = [0.0 if each is None else each.chance for each in (whole.inputs, whole.outputs)]
+    CONSOLE.print(
+        "input and output: overlap phi of the rows of A and of the columns of B, 0 to 1 "
+        f"(arXiv:2106.09685, section 7.2); random ones share {chance[0]:.2f} and {chance[1]:.2f}",
+        style="dim",
+    )
+
+
+@APP.command()
+def combine(
+    adapters: Annotated[list[str], typer.Argument(help="FOLDER or FOLDER=WEIGHT, repeatable.")],
+    out: Annotated[Path, typer.Option(help="A new folder for the combined adapter.")],
+    kind: Annotated[
+        str, typer.Option(help="concatenation, svd, linear, ties, dare, dare-ties, or ..-svd.")
+    ] = "concatenation",
+    rank: Annotated[int | None, typer.Option(help="Of the result, for svd kinds.")] = None,
+    density: Annotated[float | None, typer.Option(help="Share kept, for ties and dare.")] = None,
+    seed: Annotated[int, typer.Option(help="Of dare's random drops.")] = 0,
+    base: Annotated[str | None, typer.Option(help="The base that all belong to.")] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Combine adapters into one; a negative weight subtracts, one adapter alone is scaled."""
+    from dataclasses import asdict
+
+    from lorakeet.api.adapters import combine_adapters
+
+    layers = combine_adapters(
+        _to_weights(adapters), out, base=base, kind=kind, rank=rank, density=density, seed=seed
+    )
+    if as_json:
+        print_json({module: asdict(layer) for module, layer in layers.items()})
+        return
+    prefix, short = _shorten(layers)
+    rows = [(short[m], r.rank, f"{r.norm:.4g}", f"{r.error:.2e}") for m, r in layers.items()]
+    print_table(f"{len(rows)} layers{prefix}", ("layer", "rank", "norm of sum", "error"), rows)
+    CONSOLE.print("error: distance from the weighted sum, as a share of its norm", style="dim")
+    print_done(f"{out} holds the combination ({kind}) with its parents in lorakeet.json")
+
+
+@APP.command()
+def targets(
+    base: Annotated[str, typer.Argument(help="A folder, a Hub id, ms://owner/name, or starter.")],
+    pattern: Annotated[
+        list[str] | None, typer.Option(help="A name or regular expression; repeat for names.")
+    ] = None,
+    exclude: Annotated[list[str] | None, typer.Option(help="Names to pass over.")] = None,
+    rank: Annotated[int, typer.Option(help="r, for the parameter counts.")] = 16,
+    task: Annotated[str, typer.Option(help="chat, text or classify.")] = "chat",
+    as_json: AsJson = False,
+) -> None:
+    """Show what a target pattern selects on a base, with parameter counts; needs no weights."""
+    from dataclasses import asdict
+
+    from lorakeet.adapters.settings import ALL_LINEAR, Lora
+    from lorakeet.api.adapters import select_targets_of
+
+    names = pattern or [ALL_LINEAR]
+    chosen = names[0] if len(names) == 1 else tuple(names)
+    settings = Lora(rank=rank, targets=chosen, exclude=tuple(exclude or ()))
+    found = select_targets_of(base, settings, task=task)
+    total = sum(each.parameters for each in found)
+    if as_json:
+        print_json({"targets": [asdict(each) for each in found], "parameters": total})
+        return
+    groups: dict[tuple[str, int, int], list[int]] = {}
+    for each in found:
+        alike = ".".join("*" if part.isdigit() else part for part in each.module.split("."))
+        groups.setdefault((alike, each.num_in, each.num_out), []).append(each.parameters)
+    rows = [
+        (alike, len(counts), f"{num_in} > {num_out}", f"{sum(counts):,}")
+        for (alike, num_in, num_out), counts in groups.items()
+    ]
+    title = f"{', '.join(names)} on {base}, rank {rank}"
+    print_table(title, ("modules", "number", "in > out", "parameters"), rows)
+    CONSOLE.print(f"  {len(found)} modules, {to_readable_count(total)} parameters ({total:,})")
+
+
+def _to_weights(words: list[str]) -> dict[str | Path, float]:
+    """``FOLDER=WEIGHT`` words; a folder alone has the weight 1.
+
+    Raises:
+        RequestError: a weight is no number, or a folder stands twice; all are listed.
+    """
+    weights: dict[str | Path, float] = {}
+    problems = []
+    for word in words:
+        folder, equals, number = word.rpartition("=")
+        path = folder if equals else word
+        try:
+            weight = float(number) if equals else 1.0
+        except ValueError:
+            problems.append(f"{word}: '{number}' is no number; needed FOLDER=WEIGHT.")
+            continue
+        if path in weights:
+            problems.append(f"{path} is named twice; give it once with the sum of its weights.")
+        weights[path] = weight
+    if problems:
+        raise RequestError("\n".join(problems))
+    return weights
+
+
+def _to_cells(row: Any) -> tuple[str, ...]:
+    """The figures of one layer's difference."""
+    norms = [f"{norm:.3g}" for norm in (*row.norms, row.distance)]
+    cosine = "-" if row.cosine is None else f"{row.cosine:.3f}"
+    spaces = ["-" if one is None else f"{one.phi:.2f}" for one in (row.inputs, row.outputs)]
+    return (*norms, cosine, *spaces)
+
+
+def _shorten(modules: Any) -> tuple[str, dict[str, str]]:
+    """(a note on what all names begin with, name -> the rest), so that tables stay narrow."""
+    names = list(modules)
+    parts = [name.split(".")[:-1] for name in names]
+    shared = 0
+    while parts and all(len(p) > shared and p[shared] == parts[0][shared] for p in parts):
+        shared += 1
+    prefix = ".".join(parts[0][:shared]) if parts else ""
+    note = f" of {prefix}" if prefix else ""
+    return note, {name: ".".join(name.split(".")[shared:]) for name in names}
+
+
+def _to_words(value: Any) -> str:
+    """A value of a lineage in one line."""
+    if isinstance(value, dict):
+        return ", ".join(f"{key} {_to_words(own)}" for key, own in value.items())
+    return ", ".join(map(_to_words, value)) if isinstance(value, (list, tuple)) else str(value)
+
+
+def _range(ranks: tuple[int, ...]) -> str:
+    """``8``, or ``4 to 16``."""
+    return str(ranks[0]) if len(ranks) == 1 else f"{ranks[0]} to {ranks[-1]}"
