@@ -11,7 +11,7 @@ from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.layer import Lora
 from lorakeet.base.errors import MachineError, MismatchError, RequestError
 from lorakeet.export.bundle import verify_bundle
-from lorakeet.export.merged import write_merged
+from lorakeet.export.merged import MergeOrder, write_merged
 from lorakeet.models.load import load_model
 
 
@@ -41,6 +41,10 @@ def build_adapter(base, folder, **settings):
     return folder
 
 
+def order(base, adapter, **options):
+    return MergeOrder(base=base, adapter_folder=adapter, **options)
+
+
 @pytest.fixture(scope="session")
 def base(tmp_path_factory, chat_tokenizer_folder):
     torch.set_num_threads(1)
@@ -61,7 +65,7 @@ def adapter(base, tmp_path_factory):
 
 def test_a_merge_is_written_proven_and_loads_anywhere(base, adapter, tmp_path):
     out, proofs = tmp_path / "merged", tmp_path / "proofs"
-    proof = write_merged(base, adapter, out, run_proofs=proofs)
+    proof = write_merged(order(base, adapter), out, run_proofs=proofs)
     assert proof.passed and proof.dtype == "float32"
     assert proof.figures["max_relative_difference"] < 1e-4
     assert proof.figures["top1_agreement"] == 1 and proof.figures["same_greedy_text"]
@@ -125,14 +129,14 @@ SLOW = pytest.mark.slow
 def test_a_damaged_merge_is_refused_and_moved_aside(base, adapter, tmp_path, damage):
     out = tmp_path / "merged"
     with pytest.raises(MismatchError, match="not base \\+ adapter"):
-        write_merged(base, adapter, out, run_proofs=tmp_path / "proofs", after_write=damage)
+        write_merged(order(base, adapter), out, run_proofs=tmp_path / "proofs", after_write=damage)
     assert not out.exists() and (tmp_path / "merged.failed" / "config.json").exists()
     proof = json.loads((tmp_path / "proofs" / "merge.json").read_text())
     assert not proof["passed"] and proof["problems"]
 
 
 def test_bfloat16_is_held_to_its_own_stated_limits(base, adapter, tmp_path):
-    proof = write_merged(base, adapter, tmp_path / "out", dtype="bfloat16")
+    proof = write_merged(order(base, adapter, dtype="bfloat16"), tmp_path / "out")
     assert proof.passed and not proof.tolerances["same_greedy_text"]
     assert proof.figures["max_logit_difference"] > 0
     stored = load_file(tmp_path / "out" / "model.safetensors")
@@ -142,16 +146,16 @@ def test_bfloat16_is_held_to_its_own_stated_limits(base, adapter, tmp_path):
 @pytest.mark.parametrize("targets", [pytest.param("all-linear", marks=SLOW), ("q_proj", "lm_head")])
 def test_tied_embeddings_survive_a_merge(tied_base, tmp_path, targets):
     build_adapter(tied_base, tmp_path / "adapter", targets=targets)
-    assert write_merged(tied_base, tmp_path / "adapter", tmp_path / "out").passed
+    assert write_merged(order(tied_base, tmp_path / "adapter"), tmp_path / "out").passed
 
 
 def test_an_existing_folder_and_an_unknown_dtype_are_refused(base, adapter, tmp_path):
     (tmp_path / "full").mkdir()
     (tmp_path / "full" / "file").touch()
     with pytest.raises(RequestError, match="new folder"):
-        write_merged(base, adapter, tmp_path / "full")
+        write_merged(order(base, adapter), tmp_path / "full")
     with pytest.raises(RequestError, match="float32, bfloat16"):
-        write_merged(base, adapter, tmp_path / "out", dtype="int3")
+        write_merged(order(base, adapter, dtype="int3"), tmp_path / "out")
     assert sorted(path.name for path in tmp_path.iterdir()) == ["full"]
 
 
@@ -159,5 +163,5 @@ def test_a_full_disk_is_told_in_bytes_and_leaves_nothing(base, adapter, tmp_path
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: usage)
     with pytest.raises(MachineError, match="1,000 are free"):
-        write_merged(base, adapter, tmp_path / "out")
+        write_merged(order(base, adapter), tmp_path / "out")
     assert list(tmp_path.iterdir()) == []

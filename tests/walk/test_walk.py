@@ -13,7 +13,7 @@ from lorakeet.data.clean import clean_sample
 from lorakeet.data.encode import encode_sample, explain
 from lorakeet.data.schemas import to_sample
 from lorakeet.data.sources import read_rows
-from lorakeet.export.merged import write_merged
+from lorakeet.export.merged import MergeOrder, write_merged
 from lorakeet.infer.generate import encode_prompt, generate
 from lorakeet.infer.sampling import SamplingSettings
 from lorakeet.models.load import load_model, read_tokenizer
@@ -63,7 +63,8 @@ def test_one_sample_from_a_file_to_a_served_answer(tmp_path):
     print(f"6 Completion     base {base.text!r}, tuned {tuned.text!r}")
     assert tuned.text.strip() == ANSWER != base.text.strip()
 
-    proof = write_merged("starter", trained.adapter, tmp_path / "merged")
+    order = MergeOrder(base="starter", adapter_folder=trained.adapter)
+    proof = write_merged(order, tmp_path / "merged")
     print(f"7 MergeProof     passed {proof.passed}: {proof.figures}")
     assert proof.passed
 

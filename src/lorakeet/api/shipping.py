@@ -11,20 +11,24 @@ from lorakeet.base.errors import RequestError
 from lorakeet.base.run_folder import RunFolder
 
 
-def export_merged(run: str | Path, out: str | Path, *, dtype: str | None = None) -> Any:
+def export_merged(
+    run: str | Path, out: str | Path, *, dtype: str | None = None, proof: str = "answers"
+) -> Any:
     """Merges a run's adapter into its base and proves the result from disk.
 
     Args:
         out: a new folder for the merged model.
         dtype: of the written weights; None keeps the base's.
+        proof: ``answers`` loads the model to compare what it says; ``tensors`` holds one
+            tensor at a time and compares the written tensors only.
 
     Returns:
-        ``export.merged.MergeProof``.
+        ``export.proof.MergeProof``.
 
     Raises:
         MismatchError: the reloaded model answers differently; ``out`` is not kept.
     """
-    from lorakeet.export.merged import write_merged
+    from lorakeet.export.merged import MergeOrder, write_merged
 
     folder = RunFolder(Path(run))
     recipe = recipe_of_run(folder)
@@ -33,9 +37,8 @@ def export_merged(run: str | Path, out: str | Path, *, dtype: str | None = None)
             f"{run}: full fine-tuning leaves a whole model in {folder.model}; there is nothing "
             "to merge."
         )
-    return write_merged(
-        recipe.base, folder.adapter, Path(out), dtype=dtype, run_proofs=folder.proofs
-    )
+    order = MergeOrder(base=recipe.base, adapter_folder=folder.adapter, dtype=dtype, proof=proof)
+    return write_merged(order, Path(out), run_proofs=folder.proofs)
 
 
 def serve(

@@ -18,6 +18,9 @@ def merge(
     run: Annotated[Path, typer.Argument(help="The folder of a run.")],
     out: Annotated[Path, typer.Option(help="A new folder for the merged model.")],
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
+    proof: Annotated[
+        str, typer.Option(help="answers, or tensors for models larger than memory.")
+    ] = "answers",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
 ) -> None:
     """Merge a run's adapter into its base and verify the result from disk."""
@@ -25,13 +28,14 @@ def merge(
 
     from lorakeet.api.shipping import export_merged
 
-    proof = export_merged(run, out, dtype=dtype)
+    found = export_merged(run, out, dtype=dtype, proof=proof)
     if as_json:
-        print_json(asdict(proof))
+        print_json(asdict(found))
         return
-    for name, figure in proof.figures.items():
+    for name, figure in found.figures.items():
         CONSOLE.print(f"  {name}: {figure}")
-    print_done(f"{out} answers like base + adapter, reloaded from disk in a fresh process")
+    holds = "answers like base + adapter, reloaded from disk in a fresh process"
+    print_done(f"{out} {holds if proof == 'answers' else 'holds the merged tensors, bit for bit'}")
 
 
 def serve(

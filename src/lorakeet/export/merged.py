@@ -10,8 +10,10 @@ each tensor before and after), the written tokenizer makes the same tokens, and
 the model that any program loads from them answers like base + adapter.  OUT does
 not exist before that, so nobody can use a model that was not compared.
 
-Cost: the model once in memory here and once in the child, after this one is gone;
-the size of the weights on disk.
+Cost: the weights are streamed (``export.stream``), so the merge itself holds one tensor
+at a time; the model is once in memory for its answers, here and then in the child.  The
+proof ``tensors`` leaves the answers out.  A model that cannot be streamed (a classifier,
+files that name their tensors otherwise) is merged in memory.
 """
 
 from __future__ import annotations
@@ -33,91 +35,71 @@ from lorakeet.adapters.merge import merge
 from lorakeet.base.errors import MachineError, MismatchError, RequestError
 from lorakeet.base.run_folder import read_json, to_disk_error, write_json
 from lorakeet.export.bundle import build_lineage, write_card, write_manifest
-from lorakeet.export.compare import TOLERANCES, compare_outputs, find_problems
 from lorakeet.export.fresh import (
     FreshRequest,
-    Outputs,
     measure_outputs,
-    read_outputs,
-    run_fresh,
     sha256_stored_tensors,
     sha256_tensor,
 )
-from lorakeet.models.load import load_model, resolve_base
+from lorakeet.export.proof import MergeProof, Written, verify_merged
+from lorakeet.export.stream import write_stream
+from lorakeet.export.stream_plan import StreamPlan, plan_stream
+from lorakeet.models.load import build_without_weights, load_model, read_tokenizer, resolve_base
 from lorakeet.models.quiet import no_bars
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
-MAX_SHARD_SIZE = "4GB"
+MAX_SHARD_BYTES = 4 * 1000**3
+PROOFS = ("answers", "tensors")
+_NO_PLAN = StreamPlan(pieces=(), files={}, obstacles=("a classifier may have a new head",))
 SPARE_BYTES = 32 * 1024**2  # tokenizer, card and what the file system keeps for itself
 
 
 @dataclass(frozen=True, kw_only=True)
-class MergeProof:
-    """What was compared and what was found.
+class MergeOrder:
+    """What is merged, how it is written and how it is proven.
 
     Args:
-        figures: measured differences by name.
-        tolerances: what each may be at most (or at least), by name.
-        hashes: SHA-256 of every written file, by name.
-        problems: one sentence for each figure outside its tolerance.
+        base: a folder, a Hub id or ``starter``.
+        dtype: of the written weights; None keeps the base's own.
+        proof: ``answers`` compares base + adapter with the files in a fresh process;
+            ``tensors`` reads the written tensors back only, for models larger than memory.
     """
 
-    name: str = "merge"
-    passed: bool
-    dtype: str
-    figures: dict[str, Any]
-    tolerances: dict[str, Any]
-    hashes: dict[str, str]
-    problems: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, kw_only=True)
-class Written:
-    """A merged model on disk that nobody has checked yet, and what it must answer.
-
-    Args:
-        expected: answers of base + adapter, before the merge.
-        digests: of each merged tensor in memory, by name.
-    """
-
-    folder: Path
-    dtype: torch.dtype
-    request: FreshRequest
-    expected: Outputs
-    digests: dict[str, str]
-    hashes: dict[str, str]
+    base: str
+    adapter_folder: Path
+    dtype: str | None = None
+    proof: str = "answers"
 
 
 def write_merged(
-    base: str,
-    adapter_folder: Path,
+    order: MergeOrder,
     out: Path,
     *,
-    dtype: str | None = None,
     run_proofs: Path | None = None,
     after_write: Callable[[Path], None] | None = None,
 ) -> MergeProof:
     """Merges an adapter into its base, proves the files and puts them in place.
 
     Args:
-        base: a folder, a Hub id or ``starter``.
         out: a folder that does not exist or is empty.
-        dtype: of the written weights; None keeps the base's own.
         run_proofs: a folder for ``merge.json``; the proof lies in ``out`` anyway.
         after_write: called with the folder between writing and proving.
 
     Raises:
-        RequestError: ``out`` has files in it, or the dtype is unknown.
+        RequestError: ``out`` has files in it, the dtype or proof is unknown, or the model
+            cannot be streamed and the proof asks for that.
         MachineError: the disk has too little room; nothing is left behind.
         MismatchError: the files answer differently; they lie in ``<out>.failed``.
     """
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out}: something is there already. Choose a new folder.")
+    if order.proof not in PROOFS:
+        raise RequestError(f"proof is '{order.proof}'; known are {', '.join(PROOFS)}.")
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".writing", dir=out.parent))
     try:
-        written = _write_files(base, Path(adapter_folder), folder, dtype)
+        written = _write_files(order, folder)
         if after_write:
             after_write(folder)
         proof = verify_merged(written)
@@ -140,74 +122,44 @@ def write_merged(
     return proof
 
 
-def verify_merged(written: Written) -> MergeProof:
-    """Compares files with what they must answer, in a process that sees only the files.
-
-    Raises:
-        MachineError: the child was killed or did not end within an hour.
-    """
-    limits = TOLERANCES[written.dtype]
-    with tempfile.TemporaryDirectory(prefix="lorakeet-proof-") as place:
-        message = run_fresh(written.folder, written.request, Path(place))
-        if message:
-            figures: dict[str, Any] = {}
-            problems = [f"a fresh process cannot read it ({message})"]
-        else:
-            found, digests = read_outputs(Path(place) / "answer")
-            figures = compare_outputs(written.expected, found)
-            changed = sorted(
-                name
-                for name in written.digests.keys() | digests.keys()
-                if written.digests.get(name) != digests.get(name)
-            )
-            figures["num_tensors"] = len(digests)
-            figures["num_changed_tensors"] = len(changed)
-            problems = find_problems(figures, limits)
-            if changed:
-                problems.append(
-                    f"{len(changed)} tensors on disk are not those in memory, such as {changed[0]}"
-                )
-    return MergeProof(
-        passed=not problems,
-        dtype=str(written.dtype).removeprefix("torch."),
-        figures=figures,
-        tolerances=asdict(limits),
-        hashes=written.hashes,
-        problems=tuple(problems),
-    )
-
-
-def _write_files(base: str, adapter_folder: Path, folder: Path, dtype: str | None) -> Written:
+def _write_files(order: MergeOrder, folder: Path) -> Written:
     """The merged model, its tokenizer, card and manifest in a folder; measured before merging."""
+    base, adapter_folder = order.base, Path(order.adapter_folder)
     base_folder = resolve_base(base)
     request = request_for(adapter_folder)
-    model, tokenizer = load_model(
-        base, task=request.task, label_names=request.label_names, dtype="float32"
-    )
-    stored_as = _choose_dtype(dtype, base_folder)
-    read_adapter(model, adapter_folder)
-    expected = measure_outputs(model, tokenizer, request)
-    merge(model)
-    detach(model)
-    model.to(stored_as)
-    num_bytes = sum(p.numel() * p.element_size() for p in model.parameters())
-    _check_room(folder, num_bytes)
-    tensors = {name: sha256_tensor(tensor) for name, tensor in model.state_dict().items()}
+    stored_as = _choose_dtype(order.dtype, base_folder)
+    expected, model = None, None
+    if order.proof == "answers":
+        model, tokenizer = load_model(
+            base, task=request.task, label_names=request.label_names, dtype="float32"
+        )
+        read_adapter(model, adapter_folder)
+        expected = measure_outputs(model, tokenizer, request)
+    else:
+        tokenizer = read_tokenizer(base)
+    empty = None if request.task == "classify" else build_without_weights(base)
+    plan = plan_stream(empty, base_folder, adapter_folder, stored_as) if empty else _NO_PLAN
+    if plan.obstacles and model is None:
+        raise RequestError(
+            f"this merge cannot be streamed: {'; '.join(plan.obstacles)}. Merge with the proof "
+            "'answers', which holds the whole model in memory."
+        )
     try:
-        with no_bars():
-            model.save_pretrained(folder, max_shard_size=MAX_SHARD_SIZE)
+        if plan.obstacles:
+            digests = _write_from_memory(model, folder, stored_as)
+        else:
+            model = empty
+            gc.collect()
+            _check_room(folder, plan.num_bytes)
+            digests = write_stream(plan, folder, max_shard_bytes=MAX_SHARD_BYTES)
+            _write_config(model, tokenizer, stored_as, (base_folder, folder))
         tokenizer.save_pretrained(folder)
     except OSError as error:
-        raise to_disk_error(error, folder, num_bytes) from error
+        raise to_disk_error(error, folder, plan.num_bytes) from error
     except SafetensorError as error:
         raise MachineError(
-            f"{folder}: the weights cannot be written ({error}); they need {num_bytes:,} bytes. "
-            "Free some space and merge again."
+            f"{folder}: the weights cannot be written ({error}). Free some space and merge again."
         ) from error
-    # save_pretrained leaves out the second name of a tied weight and may rename others.
-    digests = {
-        name: tensors.get(name, digest) for name, digest in sha256_stored_tensors(folder).items()
-    }
     hashes = _write_papers(folder, model, build_lineage(base, base_folder, adapter_folder))
     del model
     gc.collect()
@@ -215,6 +167,36 @@ def _write_files(base: str, adapter_folder: Path, folder: Path, dtype: str | Non
         folder=folder, dtype=stored_as, request=request, expected=expected,
         digests=digests, hashes=hashes,
     )  # fmt: skip
+
+
+def _write_from_memory(model: Any, folder: Path, stored_as: torch.dtype) -> dict[str, str]:
+    """Merges and writes a whole model that carries its adapter, as transformers names its parts."""
+    merge(model)
+    detach(model)
+    model.to(stored_as)
+    _check_room(folder, sum(p.numel() * p.element_size() for p in model.parameters()))
+    tensors = {name: sha256_tensor(tensor) for name, tensor in model.state_dict().items()}
+    with no_bars():
+        model.save_pretrained(folder, max_shard_size=MAX_SHARD_BYTES)
+    # save_pretrained leaves out the second name of a tied weight and may rename others.
+    return {
+        name: tensors.get(name, digest) for name, digest in sha256_stored_tensors(folder).items()
+    }
+
+
+def _write_config(
+    model: Any, tokenizer: Any, stored_as: torch.dtype, folders: tuple[Path, Path]
+) -> None:
+    """The configuration beside streamed weights, as transformers would write it."""
+    base_folder, folder = folders
+    model.to(stored_as)
+    config = model.config
+    config.dtype, config.architectures = stored_as, [type(model).__name__]
+    if config.pad_token_id is None and tokenizer.pad_token_id is not None:
+        config.pad_token_id = tokenizer.pad_token_id
+    config.save_pretrained(folder)
+    if (base_folder / "generation_config.json").is_file():
+        shutil.copyfile(base_folder / "generation_config.json", folder / "generation_config.json")
 
 
 def request_for(adapter_folder: Path) -> FreshRequest:

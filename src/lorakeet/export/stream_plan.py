@@ -1,0 +1,207 @@
+"""Which tensors a merged model's files hold, and where each of them comes from.
+
+The names and sizes are those of the model built without weights; what the base's files
+call them decides whether a merge can be streamed at all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from torch import Tensor, nn
+
+from lorakeet.adapters.layer import is_conv1d
+from lorakeet.adapters.stored import StoredAdapter, StoredLayer, read_stored
+from lorakeet.adapters.targets import ends_with
+from lorakeet.base.errors import FileFormatError
+from lorakeet.base.run_folder import read_json
+
+SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
+_PREFIX = "base_model.model."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Piece:
+    """One tensor of the output and where it comes from.
+
+    Args:
+        source: its name in the base's files; None where the adapter brings it.
+        layer: the factors whose change is added, or None.
+        is_transposed: whether the weight is the transpose of B A.
+        saved: the adapter's own trained tensor, which stands for the base's.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    source: str | None
+    layer: StoredLayer | None = None
+    is_transposed: bool = False
+    saved: Tensor | None = None
+
+    @property
+    def num_bytes(self) -> int:
+        """In the output."""
+        return torch.Size(self.shape).numel() * self.dtype.itemsize
+
+
+@dataclass(frozen=True, kw_only=True)
+class StreamPlan:
+    """All pieces in the model's order, and why a stream is not possible, if it is not.
+
+    Args:
+        files: tensor of the base -> the file that holds it.
+        obstacles: one sentence each; empty when the pieces can be written.
+    """
+
+    pieces: tuple[Piece, ...]
+    files: dict[str, Path]
+    obstacles: tuple[str, ...]
+
+    @property
+    def num_bytes(self) -> int:
+        """Of all output tensors."""
+        return sum(piece.num_bytes for piece in self.pieces)
+
+
+def plan_stream(
+    model: nn.Module, base_folder: Path, adapter_folder: Path, dtype: torch.dtype
+) -> StreamPlan:
+    """What would be written, from names and sizes alone.
+
+    Args:
+        model: the base on torch's meta device; its head is untied where the adapter needs that.
+        dtype: of all floating tensors in the output.
+
+    Raises:
+        FileFormatError: the adapter is damaged.
+    """
+    adapter = read_stored(adapter_folder)
+    files = _find_tensors(base_folder)
+    obstacles = [f"the adapter is more than s B A: {note}" for note in adapter.beside_factors]
+    saved = _find_saved(adapter, files, obstacles)
+    sources = _find_sources(model, files)
+    _untie(model, adapter, saved)
+    changes = {f"{module}.weight": module for module in adapter.layers}
+    pieces = []
+    for name, tensor in _stored_tensors(model):
+        layer = adapter.layers.get(changes.get(name, ""))
+        is_turned = layer is not None and (
+            layer.is_embedding or is_conv1d(model.get_submodule(changes[name]))
+        )
+        kept = dtype if tensor.is_floating_point() else tensor.dtype
+        pieces.append(
+            Piece(
+                name=name, shape=tuple(tensor.shape), dtype=kept, source=sources.get(name),
+                layer=layer, is_transposed=is_turned, saved=saved.get(name),
+            )
+        )  # fmt: skip
+    names = {piece.name for piece in pieces}
+    lost = [p.name for p in pieces if p.source is None and p.saved is None]
+    obstacles += [f"{name} is in no file of the base" for name in lost]
+    odd = sorted((changes.keys() | saved.keys()) - names)
+    obstacles += [f"the adapter changes {name}, which this model does not hold" for name in odd]
+    wide = [module for module, layer in adapter.layers.items() if layer.A.dim() != 2]
+    obstacles += [f"{module} is a convolution" for module in wide]
+    obstacles += _find_misshapen(pieces, files)
+    return StreamPlan(pieces=tuple(pieces), files=files, obstacles=tuple(obstacles))
+
+
+def _find_tensors(folder: Path) -> dict[str, Path]:
+    """Tensor name -> file, as the index says or from the only file."""
+    if (folder / INDEX).is_file():
+        places = read_json(folder / INDEX).get("weight_map", {})
+        return {name: folder / Path(file).name for name, file in places.items()}
+    if not (folder / SINGLE).is_file():
+        return {}
+    try:
+        with safe_open(folder / SINGLE, framework="pt") as file:
+            return dict.fromkeys(file.keys(), folder / SINGLE)
+    except SafetensorError as error:
+        raise FileFormatError(
+            f"{folder / SINGLE}: damaged ({error}). Fetch the base again."
+        ) from error
+
+
+def _find_sources(model: nn.Module, files: Mapping[str, Path]) -> dict[str, str]:
+    """Output name -> the name in the base's files.
+
+    A tied weight may lie under its other name, and all may lack the head of the inner
+    model's name, as files do that were saved from the inner model.
+    """
+    inner = f"{getattr(model, 'base_model_prefix', '')}."
+    alike: dict[int, list[str]] = {}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        alike.setdefault(id(tensor), []).append(name)
+    return {
+        name: source
+        for own in alike.values()
+        for name in own
+        if (source := _first(files, (name, *own)) or _first(files, (name.removeprefix(inner),)))
+    }
+
+
+def _first(files: Mapping[str, Path], names: Sequence[str]) -> str | None:
+    return next((name for name in names if name in files), None)
+
+
+def _find_misshapen(pieces: Sequence[Piece], files: Mapping[str, Path]) -> list[str]:
+    """Tensors whose shape in the base's files is not the model's."""
+    found = []
+    for path in sorted({files[piece.source] for piece in pieces if piece.source}):
+        with safe_open(path, framework="pt") as file:
+            for piece in pieces:
+                if piece.source and files[piece.source] == path:
+                    shape = tuple(file.get_slice(piece.source).get_shape())
+                    if shape != piece.shape:
+                        found.append(f"{piece.source} is {shape}, the model's is {piece.shape}")
+    return found
+
+
+def _find_saved(
+    adapter: StoredAdapter, files: Mapping[str, Path], obstacles: list[str]
+) -> dict[str, Tensor]:
+    """The adapter's own tensors under the model's names, less mere copies of the base's."""
+    keys, saved = adapter.settings.modules_to_save, {}
+    for key, tensor in adapter.others.items():
+        name = key.removeprefix(_PREFIX)
+        if name in files:
+            with safe_open(files[name], framework="pt") as file:
+                base = file.get_tensor(name)
+            if base.shape == tensor.shape and torch.equal(base, tensor.to(base.dtype)):
+                continue
+        if not any(ends_with(owner, each) for owner in _owners(name) for each in keys):
+            obstacles.append(f"the adapter holds {name}, which is no saved module")
+        saved[name] = tensor
+    return saved
+
+
+def _owners(name: str) -> Iterator[str]:
+    """The modules around a tensor, from the inside."""
+    while "." in name:
+        name = name.rpartition(".")[0]
+        yield name
+
+
+def _untie(model: nn.Module, adapter: StoredAdapter, saved: Mapping[str, Tensor]) -> None:
+    """Gives the head a weight of its own where the adapter changes a shared one."""
+    ends = [model.get_input_embeddings(), model.get_output_embeddings()]
+    if None in ends or ends[0].weight is not ends[1].weight:
+        return
+    paths = [path for path, module in model.named_modules() if module in ends]
+    if any(path in adapter.layers or f"{path}.weight" in saved for path in paths):
+        ends[1].weight = nn.Parameter(torch.empty_like(ends[1].weight), requires_grad=False)
+        model.config.tie_word_embeddings = False
+
+
+def _stored_tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """What a file of this model holds: parameters once each, and persistent buffers."""
+    parameters = dict(model.named_parameters())
+    every = {name for name, _ in model.named_parameters(remove_duplicate=False)}
+    for name, tensor in model.state_dict(keep_vars=True).items():
+        if name in parameters or name not in every:
+            yield name, tensor
