@@ -7,7 +7,14 @@ import pytest
 
 from lorakeet.base.errors import FileFormatError, LorakeetError, MachineError, RequestError
 from lorakeet.base.events import EventLog, read_events
-from lorakeet.base.run_folder import read_json, sha256_folder, write_json, write_text
+from lorakeet.base.run_folder import (
+    RunFolder,
+    read_json,
+    remove_leftovers,
+    sha256_folder,
+    write_json,
+    write_text,
+)
 
 
 def test_a_failed_write_leaves_the_older_file_and_no_scraps(tmp_path, monkeypatch):
@@ -71,3 +78,14 @@ def test_every_error_has_its_exit_code():
     codes = {cls.__name__: cls.exit_code for cls in below(LorakeetError)}
     assert codes["RecipeError"] == 2 and codes["RowError"] == 3
     assert codes["MachineError"] == 4 and codes["InterruptedRun"] == 130
+
+
+def test_leftovers_of_a_killed_process_go_and_nothing_else(tmp_path):
+    run = RunFolder(tmp_path)
+    write_text(run.data / "report.json", "{}")
+    write_text(run.path / ".keep", "")
+    (run.path / ".adapter.12.tmp").mkdir()
+    (run.path / ".adapter.12.old").mkdir()
+    (run.data / ".report.json.12.tmp").write_text("{")
+    remove_leftovers(run)
+    assert sorted(p.name for p in tmp_path.rglob("*")) == [".keep", "data", "report.json"]

@@ -29,7 +29,7 @@ from lorakeet.base.events import Emit, EventLog
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.recipe_file import recipe_to_dict, to_yaml
 from lorakeet.base.records import Validation
-from lorakeet.base.run_folder import RunFolder, sha256_folder, write_text
+from lorakeet.base.run_folder import RunFolder, remove_leftovers, sha256_folder, write_text
 from lorakeet.base.run_lock import hold_run
 
 
@@ -109,6 +109,7 @@ def resume(
     folder = RunFolder(Path(run))
     recipe = recipe_to_resume(folder)
     with hold_run(folder.path):
+        remove_leftovers(folder)
         listen = open_sinks(folder, emit)
         return _train_in(folder, recipe, listen, stop_requested, is_resumed=True)
 

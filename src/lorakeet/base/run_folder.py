@@ -11,6 +11,7 @@ import errno
 import hashlib
 import json
 import os
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -127,6 +128,20 @@ def write_text(path: Path, text: str) -> None:
     except OSError as error:
         beside.unlink(missing_ok=True)
         raise to_disk_error(error, path, len(text.encode())) from error
+
+
+def remove_leftovers(run: RunFolder) -> None:
+    """Removes half-written files that a killed process left; call it as the only writer.
+
+    Nothing finished is ever named so: files and folders are written as ``.<name>.tmp`` and
+    an older one steps aside as ``.<name>.old``.
+    """
+    for folder in (run.path, run.data, run.proofs):
+        for path in [*folder.glob(".*.tmp"), *folder.glob(".*.old")]:
+            if path.is_dir():
+                shutil.rmtree(path, ignore_errors=True)
+            else:
+                path.unlink(missing_ok=True)
 
 
 def to_disk_error(error: OSError, path: Path, needed_bytes: int) -> MachineError:
