@@ -42,12 +42,16 @@ class Method:
     """One row of the table.
 
     Args:
+        options: what a recipe's section ``method`` says to get it.
         apply: prepares a model for training, in place.
         write: leaves the result in a folder.
+        source: the paper.
     """
 
+    options: Mapping[str, Any]
     apply: Callable[..., MethodReport]
     write: Callable[..., None]
+    source: str
 
 
 def apply_method(
@@ -58,7 +62,7 @@ def apply_method(
     Raises:
         RequestError: targets or ranks do not fit the model.
     """
-    return METHODS[settings.kind].apply(model, settings, task=task, seed=seed)
+    return _row_of(settings).apply(model, settings, task=task, seed=seed)
 
 
 def write_trained(
@@ -74,7 +78,7 @@ def write_trained(
         MachineError: the disk is full.
         FileFormatError: a tensor is not finite.
     """
-    METHODS[settings.kind].write(model, folder, base, lineage)
+    _row_of(settings).write(model, folder, base, lineage)
 
 
 def to_lora(settings: MethodSettings, model: nn.Module, *, task: str) -> Lora:
@@ -142,7 +146,23 @@ def _write_full(model: nn.Module, folder: Path, base: str, lineage: Mapping[str,
         shutil.rmtree(beside, ignore_errors=True)
 
 
+def _row_of(settings: MethodSettings) -> Method:
+    """The row that applies and writes; options of LoRA share LoRA's two functions."""
+    return METHODS[settings.kind]
+
+
+def _adapter(source: str, **options: Any) -> Method:
+    """A row of the LoRA family."""
+    return Method(
+        options={"kind": "lora", **options}, apply=_apply_lora, write=_write_lora, source=source
+    )
+
+
 METHODS: dict[str, Method] = {
-    "lora": Method(apply=_apply_lora, write=_write_lora),
-    "full": Method(apply=_apply_full, write=_write_full),
+    "lora": _adapter("arXiv:2106.09685"),
+    "rslora": _adapter("arXiv:2312.03732", rslora=True),
+    "lora+": _adapter("arXiv:2402.12354", lora_plus_ratio=16.0),
+    "full": Method(
+        options={"kind": "full"}, apply=_apply_full, write=_write_full, source="all weights"
+    ),
 }
