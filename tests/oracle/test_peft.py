@@ -21,6 +21,7 @@ def random_settings(rng: random.Random, family: str) -> Lora:
         rank=rng.choice([1, 2, 4, 8]),
         alpha=rng.choice([1, 4, 8, 16, 32]),
         rslora=rng.random() < 0.3,
+        dora=rng.random() < 0.4,
         rank_pattern={"dense": 3, "q_proj": 5, "c_attn": 5} if rng.random() < 0.3 else {},
         alpha_pattern={"dense": 6, "q_proj": 9, "c_fc": 3} if rng.random() < 0.3 else {},
         modules_to_save=(head,) if is_encoder and rng.random() < 0.6 else (),
@@ -30,7 +31,8 @@ def random_settings(rng: random.Random, family: str) -> Lora:
 def peft_model(family: str, settings: Lora, targets: list[str]):
     config = peft.LoraConfig(
         r=settings.rank, lora_alpha=settings.alpha, target_modules=targets,
-        use_rslora=settings.rslora, rank_pattern=dict(settings.rank_pattern),
+        use_rslora=settings.rslora, use_dora=settings.dora,
+        rank_pattern=dict(settings.rank_pattern),
         alpha_pattern=dict(settings.alpha_pattern),
         modules_to_save=list(settings.modules_to_save) or None,
         task_type=None if family in ENCODERS else "CAUSAL_LM",
@@ -48,7 +50,9 @@ def compare(family: str, number: int) -> None:
     generator = torch.Generator().manual_seed(number)
     own = {to_file_name(n, "default"): p for n, p in adapter_parameters(ours).items()}
     other = {
-        to_file_name(n.removeprefix("base_model.model."), "default"): p
+        to_file_name(n.removeprefix("base_model.model."), "default").replace(
+            "vector.weight", "vector"
+        ): p
         for n, p in theirs.named_parameters()
         if p.requires_grad
     }

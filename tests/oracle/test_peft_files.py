@@ -18,6 +18,14 @@ CASES = {
     "tied": ("llama-tied", {"task_type": "CAUSAL_LM", "target_modules": ["embed_tokens"]}),
     "scaled": ("gemma", {"task_type": "CAUSAL_LM", "target_modules": ["embed_tokens"]}),
     "conv1d": ("gpt2", {"task_type": "CAUSAL_LM", "target_modules": ["wte", "c_attn"]}),
+    "dora": (
+        "gpt2",
+        {"task_type": "CAUSAL_LM", "target_modules": ["wte", "c_attn", "c_fc"], "use_dora": True},
+    ),
+    "dora-scaled": (
+        "gemma",
+        {"task_type": "CAUSAL_LM", "target_modules": ["embed_tokens", "q_proj"], "use_dora": True},
+    ),
     "exclude": (
         "llama",
         {

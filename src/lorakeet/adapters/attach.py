@@ -15,11 +15,16 @@ from dataclasses import dataclass
 
 from torch import Tensor, nn
 
-from lorakeet.adapters.layer import LoraLayer, SavedModule, build_layer
+from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.adapters.settings import Lora
-from lorakeet.adapters.targets import select_saved, select_targets
+from lorakeet.adapters.targets import check_ranks, select_saved, select_targets
+from lorakeet.adapters.wrap import build_layer
 from lorakeet.base.errors import RequestError
 
+KINDS = (
+    "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector",
+    "modules_to_save",
+)  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _TAKEN = frozenset(dir(nn.ModuleDict())) | frozenset(dir(nn.ParameterDict()))
 _BOTH = (
@@ -56,9 +61,21 @@ def attach(
         RequestError: the name is taken or malformed, an adapter is merged, nothing
             matches, or a rank is too large; the model is then unchanged.
     """
+    targets = select_targets(model, settings)
+    check_ranks(model, settings, targets)
+    return attach_to(model, settings, targets, name=name, seed=seed)
+
+
+def attach_to(
+    model: nn.Module, settings: Lora, targets: list[str], *, name: str, seed: int = 0
+) -> AttachReport:
+    """``attach`` at given modules and at any rank; a sum of adapters may have a high one.
+
+    Raises:
+        RequestError: as ``attach``.
+    """
     _check_name(model, name)
     _check_unmerged(model, None)
-    targets = select_targets(model, settings)
     saved = select_saved(model, settings, targets)
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:
@@ -177,8 +194,7 @@ def adapter_tensors(model: nn.Module, name: str = "default") -> dict[str, Tensor
 
 def is_of_adapter(path: str, name: str) -> bool:
     """Whether a parameter's full name belongs to an adapter."""
-    kinds = ("lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "modules_to_save")
-    return any(f".{kind}.{name}." in f".{path}." for kind in kinds)
+    return any(f".{kind}.{name}." in f".{path}." for kind in KINDS)
 
 
 def _wrappers(model: nn.Module) -> Iterator[LoraLayer | SavedModule]:
@@ -270,6 +286,5 @@ def _seed_of(seed: int, path: str) -> int:
     return int.from_bytes(hashlib.blake2b(f"{seed}|{path}".encode(), digest_size=7).digest(), "big")
 
 
-def _count(layer: nn.Module, name: str) -> tuple[int, int]:
-    A, B = layer.factors(name)
-    return layer.ranks[name], A.numel() + B.numel()
+def _count(layer: LoraLayer, name: str) -> tuple[int, int]:
+    return layer.ranks[name], layer.num_trained(name)

@@ -27,11 +27,12 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorakeet.adapters.attach import (
+    KINDS,
     active_adapter,
     adapter_names,
     adapter_parameters,
     adapter_tensors,
-    attach,
+    attach_to,
     detach,
     set_active,
     settings_of,
@@ -47,7 +48,6 @@ from lorakeet.base.run_folder import read_json, sha256_file
 WEIGHTS = "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _SHOWN = 5
-_KINDS = "lora_A|lora_B|lora_embedding_A|lora_embedding_B|modules_to_save"
 
 
 def write_adapter(
@@ -126,7 +126,7 @@ def read_adapter(
     former = active_adapter(model)
     try:
         settings = _to_fitting(model, settings, tensors)
-        attach(model, settings, name=name)
+        attach_to(model, settings, list(settings.targets), name=name)
     except RequestError as error:
         raise FileFormatError(f"{folder}: this adapter does not fit the base. {error}") from error
     try:
@@ -171,6 +171,12 @@ def to_file_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     """
     own = adapter_tensors(model, name)
     named = {to_file_name(path, name): tensor for path, tensor in own.items()}
+    for path, module in model.named_modules():
+        if isinstance(module, LoraLayer) and name in module.start_A:
+            kinds = (module.a_name, module.b_name)
+            for kind, factor in zip(kinds, module.plain_factors(name), strict=True):
+                key = next(k for k in named if k.startswith(f"{_PREFIX}{path}.{kind}"))
+                named[key] = factor
     keys = list(settings_of(model)[name].modules_to_save)
     keys += ["classifier", "score"] if "ForSequenceClassification" in type(model).__name__ else []
     wrapped = (LoraLayer, SavedModule)
@@ -191,7 +197,8 @@ def to_file_name(path: str, name: str) -> str:
     >>> to_file_name("score.modules_to_save.default.weight", "default")
     'base_model.model.score.weight'
     """
-    owner, kind, rest = re.fullmatch(rf"(.*)\.({_KINDS})\.{re.escape(name)}(\..*)?", path).groups()
+    kinds = "|".join(KINDS)
+    owner, kind, rest = re.fullmatch(rf"(.*)\.({kinds})\.{re.escape(name)}(\..*)?", path).groups()
     return f"{_PREFIX}{owner}{'' if kind == 'modules_to_save' else f'.{kind}'}{rest or ''}"
 
 

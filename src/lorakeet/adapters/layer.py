@@ -7,35 +7,30 @@ As B is zero at the start, the model answers exactly like its base at step 0.
 Cost of a forward: 2 r (in + out) FLOP a token beside 2 in x out.  Keeping B A apart
 lets one base hold many adapters; merging it in costs nothing at inference.
 
+DoRA gives each output its own trained magnitude m beside the direction V:
+
+    W' = m V / ||V||_c        V = W0 + (alpha / r) B A        m = ||W0||_c at the start
+
+||V||_c, the norm of each row of V as [out, in], is no part of the gradient (section 4.3).
+
 The wrapper keeps ``weight`` and ``bias`` of the layer it stands for, as models read
 them (tied heads, dtype checks).  PEFT's parameter names are used throughout, so
 that files need no translation table.
 
-Source: arXiv:2106.09685, section 4.1; A is drawn as in its reference code.
+Source: LoRA, arXiv:2106.09685, section 4.1; A is drawn as in its reference code.
+DoRA, arXiv:2402.09353, sections 4.1 to 4.3.
 """
 
 from __future__ import annotations
 
-import math
-from typing import Any
-
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from lorakeet.adapters.saved import SavedModule
-from lorakeet.adapters.settings import Lora
-from lorakeet.base.errors import RequestError
+from lorakeet.adapters.settings import DEFAULT_START, Lora
+from lorakeet.adapters.start import principal_factors
 
-__all__ = [
-    "Lora",
-    "LoraEmbedding",
-    "LoraLayer",
-    "LoraLinear",
-    "SavedModule",
-    "build_layer",
-    "is_conv1d",
-]
+__all__ = ["Lora", "LoraLayer", "SavedModule", "is_conv1d", "sizes_of"]
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -68,6 +63,9 @@ class LoraLayer(nn.Module):
         self.scales: dict[str, float] = {}
         self.ranks: dict[str, int] = {}
         self.dropouts = nn.ModuleDict()
+        self.lora_magnitude_vector = nn.ParameterDict()  # DoRA's m [out]
+        self.start_A = nn.ParameterDict()  # PiSSA's A0 and B0, never trained
+        self.start_B = nn.ParameterDict()
         self.active: str | None = None
         self.merged: str | None = None
         self.kept_weight: Tensor | None = None
@@ -87,22 +85,26 @@ class LoraLayer(nn.Module):
         raise NotImplementedError
 
     def add(self, name: str, settings: Lora, module: str, seed: int) -> None:
-        """A new adapter: A random from its own generator, B zero.
+        """A new adapter that leaves the answers as they are.
 
-        Raises:
-            RequestError: r is larger than the matrix.
+        A is random from its own generator and B zero, or both start as PiSSA's.
         """
         r = settings.rank_of(module)
         num_in, num_out = sizes_of(self.base_layer)
-        if r > max(num_in, num_out):
-            raise RequestError(
-                f"{module}: rank {r} is larger than this {num_out} x {num_in} matrix. Choose a "
-                f"rank of at most {min(num_in, num_out)}, or a rank_pattern for this module."
-            )
         self.ranks[name], self.scales[name] = r, settings.scale_of(module)
         dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
         self.dropouts[name] = dropout.train(self.base_layer.training)  # off in evaluation
         self.create(name, (r, num_in, num_out), seed)
+        if settings.start != DEFAULT_START:
+            A0, B0 = principal_factors(
+                self.base_matrix(), r, self.scales[name], start=settings.start, seed=seed
+            )
+            for factor, start in zip(self.factors(name), (A0, B0), strict=True):
+                factor.data.copy_(start)
+            self.start_A[name] = nn.Parameter(A0, requires_grad=False)
+            self.start_B[name] = nn.Parameter(B0, requires_grad=False)
+        if settings.dora:
+            self.lora_magnitude_vector[name] = nn.Parameter(self.norm(name))
 
     def create(self, name: str, sizes: tuple[int, int, int], seed: int) -> None:
         """Makes A and B of (r, in, out)."""
@@ -112,15 +114,59 @@ class LoraLayer(nn.Module):
         """Forgets an adapter; a merged one stays in the base weight for good."""
         if self.merged == name:
             self.merged, self.kept_weight = None, None
-        factors = getattr(self, self.a_name), getattr(self, self.b_name)
-        for table in (self.scales, self.ranks, self.dropouts, *factors):
-            del table[name]
+        tables = (self.scales, self.ranks, self.dropouts, *self.trained_tables())
+        for table in (*tables, self.start_A, self.start_B):
+            if name in table:
+                del table[name]
         if self.active == name:
             self.active = None
 
+    def trained_tables(self) -> tuple[nn.Module, ...]:
+        """The tables that hold what is trained."""
+        return getattr(self, self.a_name), getattr(self, self.b_name), self.lora_magnitude_vector
+
+    def num_trained(self, name: str) -> int:
+        """Trained parameters of an adapter in this layer."""
+        held = [table[name] for table in self.trained_tables() if name in table]
+        return sum(p.numel() for each in held for p in _parameters_of(each))
+
+    def plain_factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """(A', B') of the plain LoRA that is equal: PiSSA's are [A; A0] and [B, -B0]."""
+        A, B = (factor.detach().float() for factor in self.factors(name))
+        if name not in self.start_A:
+            return A, B
+        return torch.cat([A, self.start_A[name]]), torch.cat([B, -self.start_B[name]], dim=1)
+
+    def base_matrix(self) -> Tensor:
+        """W0 in float32 as [out, in], whatever the layout of the base."""
+        W0 = self.base_layer.weight.detach().float()
+        return W0.T if self.is_transposed else W0
+
+    def direction(self, name: str) -> Tensor:
+        """V = W0 + (alpha / r) B A in float32 as [out, in], without a gradient."""
+        A, B = (factor.detach().float() for factor in self.factors(name))
+        product = B @ A
+        if name in self.start_A:
+            product = product - self.start_B[name] @ self.start_A[name]
+        return self.base_matrix() + self.scales[name] * product
+
+    def norm(self, name: str) -> Tensor:
+        """||V||_c, float32 [out]."""
+        return torch.linalg.vector_norm(self.direction(name), dim=1)
+
+    def new_weight(self, name: str) -> Tensor:
+        """W' in float32 and in the layout of the base weight, without a gradient."""
+        new = self.direction(name)
+        if name in self.lora_magnitude_vector:
+            m = self.lora_magnitude_vector[name].detach().float()
+            new = (m / torch.linalg.vector_norm(new, dim=1))[:, None] * new
+        return new.T if self.is_transposed else new
+
     def change(self, name: str) -> Tensor:
-        """(alpha / r) B A in float32 and in the layout of the base weight."""
-        A, B = (factor.float() for factor in self.factors(name))
+        """W' - W0 in float32 and in the layout of the base weight."""
+        if name in self.lora_magnitude_vector:
+            return self.new_weight(name) - self.base_layer.weight.detach().float()
+        A, B = self.plain_factors(name)
         product = self.scales[name] * (B @ A)
         return product.T if self.is_transposed else product
 
@@ -130,116 +176,6 @@ class LoraLayer(nn.Module):
         return is_conv1d(self.base_layer)
 
 
-class LoraLinear(LoraLayer):
-    """LoRA beside nn.Linear or Conv1D."""
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__(base_layer)
-        self.lora_A = nn.ModuleDict()
-        self.lora_B = nn.ModuleDict()
-
-    @property
-    def in_features(self) -> int:
-        """Columns of W0."""
-        return sizes_of(self.base_layer)[0]
-
-    @property
-    def out_features(self) -> int:
-        """Rows of W0."""
-        return sizes_of(self.base_layer)[1]
-
-    def create(self, name: str, sizes: tuple[int, int, int], seed: int) -> None:
-        """A uniform with bound 1 / sqrt(in) (Kaiming with a = sqrt(5)), B zero."""
-        r, num_in, num_out = sizes
-        place = {"device": self.weight.device, "dtype": torch.float32}
-        A = nn.utils.skip_init(nn.Linear, num_in, r, bias=False, **place)
-        B = nn.utils.skip_init(nn.Linear, r, num_out, bias=False, **place)
-        generator = torch.Generator().manual_seed(seed)
-        bound = 1 / math.sqrt(num_in)
-        with torch.no_grad():
-            A.weight.copy_((torch.rand(r, num_in, generator=generator) * 2 - 1) * bound)
-            B.weight.zero_()
-        self.lora_A[name], self.lora_B[name] = A, B
-
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """(A [r, in], B [out, r])."""
-        return self.lora_A[name].weight, self.lora_B[name].weight
-
-    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """W0 x + scale B A dropout(x), in the dtype of the base's answer."""
-        h = self.base_layer(x, *args, **kwargs)
-        if self.active is None or self.merged is not None:
-            return h
-        name = self.active
-        A, B = self.factors(name)
-        low = F.linear(self.dropouts[name](x.to(A.dtype)), A)
-        return h + (F.linear(low, B) * self.scales[name]).to(h.dtype)
-
-
-class LoraEmbedding(LoraLayer):
-    """LoRA beside nn.Embedding: the row of a token id is E[id] + scale (B A)[:, id]."""
-
-    a_name, b_name = "lora_embedding_A", "lora_embedding_B"
-
-    def __init__(self, base_layer: nn.Module) -> None:
-        super().__init__(base_layer)
-        self.lora_embedding_A = nn.ParameterDict()
-        self.lora_embedding_B = nn.ParameterDict()
-
-    def create(self, name: str, sizes: tuple[int, int, int], seed: int) -> None:
-        """A zero, B normal, as PEFT does for embeddings."""
-        r, num_rows, num_out = sizes
-        generator = torch.Generator().manual_seed(seed)
-        B = torch.randn(num_out, r, generator=generator).to(self.weight.device)
-        A = torch.zeros(r, num_rows, device=self.weight.device)
-        self.lora_embedding_A[name], self.lora_embedding_B[name] = nn.Parameter(A), nn.Parameter(B)
-
-    def factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """(A [r, rows], B [width, r])."""
-        return self.lora_embedding_A[name], self.lora_embedding_B[name]
-
-    @property
-    def num_embeddings(self) -> int:
-        """Rows of the table."""
-        return self.base_layer.num_embeddings
-
-    @property
-    def embedding_dim(self) -> int:
-        """Width of a row."""
-        return self.base_layer.embedding_dim
-
-    @property
-    def padding_idx(self) -> int | None:
-        """The row of the padding token, which gets no gradient."""
-        return self.base_layer.padding_idx
-
-    @property
-    def is_transposed(self) -> bool:
-        """An embedding's weight is [rows, width], the transpose of B A."""
-        return True
-
-    def forward(self, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
-        """E[ids] + scale A[:, ids]^T B^T, times Gemma's factor of its embedding, if any."""
-        h = self.base_layer(ids, *args, **kwargs)
-        if self.active is None or self.merged is not None:
-            return h
-        A, B = self.factors(self.active)
-        low = F.embedding(ids, A.T, padding_idx=self.padding_idx)
-        change = low @ B.T * self.scales[self.active]
-        return h + (change * getattr(self.base_layer, "embed_scale", 1.0)).to(h.dtype)
-
-
-def build_layer(module: nn.Module) -> LoraLayer:
-    """The wrapper that fits a base layer.
-
-    Raises:
-        RequestError: the module is neither linear nor an embedding.
-    """
-    if isinstance(module, nn.Embedding):
-        return LoraEmbedding(module)
-    if isinstance(module, nn.Linear) or is_conv1d(module):
-        return LoraLinear(module)
-    raise RequestError(
-        f"{type(module).__name__} cannot carry a LoRA adapter; linear layers, Conv1D and "
-        "embeddings can. Name it in modules_to_save to train it in full."
-    )
+def _parameters_of(held: nn.Module | nn.Parameter) -> list[nn.Parameter]:
+    """The parameters of a module, or the one itself."""
+    return [held] if isinstance(held, nn.Parameter) else list(held.parameters())

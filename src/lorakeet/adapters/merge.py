@@ -1,6 +1,7 @@
 """Folding an adapter into its base, and taking it out again.
 
     W' = W0 + (alpha / r) B A            summed in float32, then cast to W0's dtype
+    W' = m V / ||V||_c                   DoRA's, with V = W0 + (alpha / r) B A
 
 The original weight is kept aside in memory, so ``unmerge`` restores it bit for bit.
 A weight that is tied to another module (an embedding and the head) is untied first,
@@ -89,9 +90,9 @@ def _tie_again(model: nn.Module) -> None:
 
 
 def _merge_layer(layer: LoraLayer, name: str, path: str) -> None:
-    """One layer's W0 + (alpha / r) B A."""
+    """One layer's W'."""
     weight = layer.base_layer.weight
-    new = (weight.detach().float() + layer.change(name).detach()).to(weight.dtype)
+    new = layer.new_weight(name).to(weight.dtype)
     if not torch.isfinite(new).all():
         raise NumericsError(
             f"{path}: the merged weight would be NaN or infinite in {weight.dtype}. The adapter "

@@ -5,6 +5,7 @@ An option that changes the mathematics in a way that is not known here refuses t
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -13,12 +14,12 @@ from torch import nn
 
 from lorakeet.adapters.attach import settings_of
 from lorakeet.adapters.layer import is_conv1d
-from lorakeet.adapters.settings import Lora
+from lorakeet.adapters.settings import DEFAULT_START, Lora
 from lorakeet.base.errors import FileFormatError, RequestError
 
 CONFIG = "adapter_config.json"
 _UNREADABLE = (
-    "use_dora", "use_qalora", "lora_bias", "layers_to_transform", "layer_replication",
+    "use_qalora", "lora_bias", "layers_to_transform", "layer_replication",
     "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_bdlora",
     "arrow_config", "velora_config", "monteclora_config", "kasa_config",
 )  # fmt: skip
@@ -33,27 +34,38 @@ def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
         if name in getattr(module, "ranks", {})
     }
     kind = type(model).__name__
+    twice, alpha_twice = _plain_factors_of(settings)
     task_type = "CAUSAL_LM" if "CausalLM" in kind or "LMHead" in kind else None
     task_type = "SEQ_CLS" if "ForSequenceClassification" in kind else task_type
     return {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base,
-        "r": settings.rank,
-        "lora_alpha": settings.alpha,
+        "r": settings.rank * twice,
+        "lora_alpha": settings.alpha * alpha_twice,
         "lora_dropout": settings.dropout,
         "target_modules": sorted(layers),
         "exclude_modules": None,
-        "rank_pattern": dict(settings.rank_pattern),
-        "alpha_pattern": dict(settings.alpha_pattern),
+        "rank_pattern": {key: r * twice for key, r in settings.rank_pattern.items()},
+        "alpha_pattern": {key: a * alpha_twice for key, a in settings.alpha_pattern.items()},
         "modules_to_save": list(settings.modules_to_save) or None,
         "use_rslora": settings.rslora,
-        "use_dora": False,
+        "use_dora": settings.dora,
         "fan_in_fan_out": any(is_conv1d(layer) for layer in layers.values()),
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
     }
+
+
+def _plain_factors_of(settings: Lora) -> tuple[int, float]:
+    """What r and alpha are multiplied by in the file, so that its scale stays the same.
+
+    PiSSA is written as the plain LoRA of rank 2 r (see ``adapters.start``).
+    """
+    if settings.start == DEFAULT_START:
+        return 1, 1
+    return 2, math.sqrt(2) if settings.rslora else 2
 
 
 def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
@@ -80,7 +92,7 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
             rank=config["r"], alpha=config["lora_alpha"], dropout=config.get("lora_dropout") or 0.0,
             targets=targets if isinstance(targets, str) else tuple(targets),
             exclude=exclude if isinstance(exclude, str) else tuple(exclude),
-            rslora=bool(config.get("use_rslora")),
+            rslora=bool(config.get("use_rslora")), dora=bool(config.get("use_dora")),
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},
             modules_to_save=tuple(config.get("modules_to_save") or ()),

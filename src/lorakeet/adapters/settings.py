@@ -10,6 +10,8 @@ from dataclasses import dataclass, field
 from lorakeet.base.errors import RequestError
 
 ALL_LINEAR = "all-linear"
+DEFAULT_START, PISSA, PISSA_FAST = "default", "pissa", "pissa-fast"
+STARTS = (DEFAULT_START, PISSA, PISSA_FAST)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +26,9 @@ class Lora:
         exclude: names that are passed over among the targets.
         rank_pattern: another r for matching module names; alpha_pattern likewise.
         modules_to_save: modules that are copied, trained in full and saved too.
+        dora: magnitude and direction apart (arXiv:2402.09353).
+        start: ``default`` (B A is zero), or ``pissa`` and ``pissa-fast``, the principal
+            directions of the weight by an exact or a randomised SVD (arXiv:2404.02948).
 
     Raises:
         RequestError: a number is out of its range.
@@ -38,6 +43,8 @@ class Lora:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
+    dora: bool = False
+    start: str = DEFAULT_START
 
     def __post_init__(self) -> None:
         ranks = [self.rank, *self.rank_pattern.values()]
@@ -50,6 +57,8 @@ class Lora:
         ]
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout is {self.dropout}; needed is 0 to below 1")
+        if self.start not in STARTS:
+            problems.append(f"start is {self.start}; needed is one of {', '.join(STARTS)}")
         overlap = set(self.modules_to_save) & (
             set(self.targets) if isinstance(self.targets, tuple) else {self.targets}
         )

@@ -7,8 +7,8 @@ import re
 
 from torch import nn
 
-from lorakeet.adapters.layer import LoraLayer, SavedModule, is_conv1d
-from lorakeet.adapters.settings import ALL_LINEAR, Lora
+from lorakeet.adapters.layer import LoraLayer, SavedModule, is_conv1d, sizes_of
+from lorakeet.adapters.settings import ALL_LINEAR, DEFAULT_START, Lora
 from lorakeet.base.errors import RequestError
 
 HEAD_NAMES = frozenset(
@@ -44,6 +44,29 @@ def linear_names(model: nn.Module) -> list[str]:
         and _bare(module) is not _bare(head)
         and not HEAD_NAMES & set(name.split("."))
     ]
+
+
+def check_ranks(model: nn.Module, settings: Lora, targets: list[str]) -> None:
+    """Whether every rank fits its matrix; PiSSA needs as many singular values as r.
+
+    Raises:
+        RequestError: some rank is too large, with the list of modules.
+    """
+    problems = []
+    for path in targets:
+        bare = _bare(model.get_submodule(path))
+        if not hasattr(bare, "weight"):
+            continue
+        r, (num_in, num_out) = settings.rank_of(path), sizes_of(bare)
+        most = max(num_in, num_out) if settings.start == DEFAULT_START else min(num_in, num_out)
+        if r > most:
+            problems.append(f"{path}: rank {r} is larger than this {num_out} x {num_in} matrix")
+    if problems:
+        more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+        raise RequestError(
+            f"{'; '.join(problems[:3])}{more}. Choose a smaller rank, or a rank_pattern for these "
+            "modules."
+        )
 
 
 def select_saved(model: nn.Module, settings: Lora, targets: list[str]) -> list[str]:

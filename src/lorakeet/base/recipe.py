@@ -14,6 +14,7 @@ from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_valida
 
 Task = Literal["chat", "text", "classify"]
 MethodKind = Literal["lora", "full"]
+Start = Literal["default", "pissa", "pissa-fast"]
 Schedule = Literal["cosine", "linear", "constant"]
 Metric = Literal["perplexity", "loss", "accuracy", "f1"]
 
@@ -108,6 +109,9 @@ class DataSettings(Section):
         return self
 
 
+_LORA_ONLY = ("lora_plus_ratio", "rslora", "dora", "modules_to_save")
+
+
 class MethodSettings(Section):
     """Which parameters are trained: W' = W + (alpha / r) B A, or all of them."""
 
@@ -129,6 +133,16 @@ class MethodSettings(Section):
     rslora: bool = setting(
         False, "scale by alpha / sqrt(r)", why="repairs high ranks (arXiv:2312.03732)"
     )
+    dora: bool = setting(
+        False,
+        "train magnitude and direction apart (DoRA)",
+        why="helps low ranks, and a step takes longer (arXiv:2402.09353)",
+    )
+    start: Start = setting(
+        "default",
+        "where B A starts: at zero, or at the weight's principal directions (PiSSA)",
+        why="pissa learns faster at first (arXiv:2404.02948), zero is proven everywhere",
+    )
     lora_plus_ratio: float | None = setting(
         None, "learning rate of B over that of A; 16 is LoRA+ (arXiv:2402.12354)", gt=0
     )
@@ -140,11 +154,22 @@ class MethodSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> MethodSettings:
-        wrong = {name: r for name, r in self.rank_pattern.items() if r < 1}
-        if wrong:
-            raise ValueError(f"rank_pattern has ranks below 1: {wrong}")
-        if self.kind == "full" and (self.lora_plus_ratio or self.rslora or self.modules_to_save):
-            raise ValueError("lora_plus_ratio, rslora and modules_to_save need kind: lora")
+        problems = [
+            f"rank_pattern gives {name} rank {r}; it needs at least 1"
+            for name, r in self.rank_pattern.items()
+            if r < 1
+        ]
+        problems += [
+            f"alpha_pattern gives {name} alpha {alpha}; it needs more than 0"
+            for name, alpha in self.alpha_pattern.items()
+            if not alpha > 0
+        ]
+        if self.kind == "full":
+            asked = [name for name in _LORA_ONLY if getattr(self, name) not in (None, False, ())]
+            asked += ["start"] if self.start != "default" else []
+            problems += [f"{name} needs kind: lora" for name in asked]
+        if problems:
+            raise ValueError("; ".join(problems))
         return self
 
 

@@ -94,7 +94,7 @@ def to_lora(settings: MethodSettings, model: nn.Module, *, task: str) -> Lora:
         rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout,
         targets=settings.targets, exclude=tuple(inside), rslora=settings.rslora,
         rank_pattern=settings.rank_pattern, alpha_pattern=settings.alpha_pattern,
-        modules_to_save=tuple(saved),
+        modules_to_save=tuple(saved), dora=settings.dora, start=settings.start,
     )  # fmt: skip
 
 
@@ -162,6 +162,10 @@ METHODS: dict[str, Method] = {
     "lora": _adapter("arXiv:2106.09685"),
     "rslora": _adapter("arXiv:2312.03732", rslora=True),
     "lora+": _adapter("arXiv:2402.12354", lora_plus_ratio=16.0),
+    "dora": _adapter("arXiv:2402.09353", dora=True),
+    "pissa": _adapter("arXiv:2404.02948", start="pissa"),
+    "pissa-fast": _adapter("arXiv:2404.02948", start="pissa-fast"),
+    "dora on pissa": _adapter("arXiv:2402.09353, arXiv:2404.02948", dora=True, start="pissa"),
     "full": Method(
         options={"kind": "full"}, apply=_apply_full, write=_write_full, source="all weights"
     ),

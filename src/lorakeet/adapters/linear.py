@@ -1,0 +1,70 @@
+"""LoRA beside nn.Linear or GPT-2's Conv1D: h = W0 x + (alpha / r) B A dropout(x)."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from lorakeet.adapters.layer import LoraLayer, sizes_of
+
+
+class LoraLinear(LoraLayer):
+    """LoRA beside nn.Linear or Conv1D."""
+
+    def __init__(self, base_layer: nn.Module) -> None:
+        super().__init__(base_layer)
+        self.lora_A = nn.ModuleDict()
+        self.lora_B = nn.ModuleDict()
+
+    @property
+    def in_features(self) -> int:
+        """Columns of W0."""
+        return sizes_of(self.base_layer)[0]
+
+    @property
+    def out_features(self) -> int:
+        """Rows of W0."""
+        return sizes_of(self.base_layer)[1]
+
+    def create(self, name: str, sizes: tuple[int, int, int], seed: int) -> None:
+        """A uniform with bound 1 / sqrt(in) (Kaiming with a = sqrt(5)), B zero."""
+        r, num_in, num_out = sizes
+        place = {"device": self.weight.device, "dtype": torch.float32}
+        A = nn.utils.skip_init(nn.Linear, num_in, r, bias=False, **place)
+        B = nn.utils.skip_init(nn.Linear, r, num_out, bias=False, **place)
+        generator = torch.Generator().manual_seed(seed)
+        bound = 1 / math.sqrt(num_in)
+        with torch.no_grad():
+            A.weight.copy_((torch.rand(r, num_in, generator=generator) * 2 - 1) * bound)
+            B.weight.zero_()
+        self.lora_A[name], self.lora_B[name] = A, B
+
+    def factors(self, name: str) -> tuple[Tensor, Tensor]:
+        """(A [r, in], B [out, r])."""
+        return self.lora_A[name].weight, self.lora_B[name].weight
+
+    def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
+        """W0 x + scale B A dropout(x), in the dtype of the base's answer."""
+        h = self.base_layer(x, *args, **kwargs)
+        if self.active is None or self.merged is not None:
+            return h
+        name = self.active
+        A, B = self.factors(name)
+        x = x.to(A.dtype)
+        dropped = self.dropouts[name](x)
+        change = F.linear(F.linear(dropped, A), B)
+        if name in self.start_A:
+            change = change - F.linear(F.linear(x, self.start_A[name]), self.start_B[name])
+        change = change * self.scales[name]
+        if name not in self.lora_magnitude_vector:
+            return h + change.to(h.dtype)
+        gain = self.lora_magnitude_vector[name] / self.norm(name)
+        if dropped is x:
+            direct = h if self.bias is None else h - self.bias
+        else:
+            direct = F.linear(dropped, self.base_matrix())
+        return h + ((gain - 1) * direct + gain * change).to(h.dtype)
