@@ -14,7 +14,7 @@ from lorakeet.base.records import EncodedSample, Origin, Validation
 from lorakeet.base.run_folder import RunFolder
 from lorakeet.data.prepare import PreparedData
 from lorakeet.data.shards import ShardReader, write_shards
-from lorakeet.models.methods import apply_method
+from lorakeet.models.methods import METHODS, apply_method
 from lorakeet.models.score import score_targets
 from lorakeet.train.checkpoint import collect_state, read_newest_checkpoint
 from lorakeet.train.loop import TrainJob, train_model
@@ -158,13 +158,12 @@ def test_accumulation_equals_the_big_batch(family):
         assert all(torch.allclose(weights[n], other[n], atol=1e-6) for n in weights)
 
 
-@pytest.mark.parametrize("method", [
-    {"kind": "lora", "rank": 4, "dropout": 0.1},
-    {"kind": "lora", "rank": 4, "lora_plus_ratio": 16},
-    {"kind": "full"},
-], ids=["lora", "lora+", "full"])  # fmt: skip
+@pytest.mark.parametrize("row", METHODS)
 @pytest.mark.parametrize("stop", [1, 7, 10])
-def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, method, stop):
+def test_a_resumed_run_ends_with_bit_identical_weights(tmp_path, row, stop):
+    method = {"rank": 4, "dropout": 0.1, **METHODS[row].options}
+    if row == "adalora":
+        method["adalora"] = {"target_rank": 2, "every_steps": 2}
     straight = job(tmp_path / "straight", method=method)
     run(straight)
     first = job(tmp_path / "cut", method=method)

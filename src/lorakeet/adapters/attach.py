@@ -22,8 +22,8 @@ from lorakeet.adapters.wrap import build_layer
 from lorakeet.base.errors import RequestError
 
 KINDS = (
-    "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_magnitude_vector",
-    "modules_to_save",
+    "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_E",
+    "lora_magnitude_vector", "modules_to_save",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _TAKEN = frozenset(dir(nn.ModuleDict())) | frozenset(dir(nn.ParameterDict()))

@@ -40,13 +40,13 @@ from lorakeet.adapters.attach import (
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
 from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.adapters.peft_config import CONFIG, from_peft_config, to_peft_config
+from lorakeet.adapters.plain import PREFIX, read_adalora, to_plain_tensors
 from lorakeet.adapters.settings import Lora
 from lorakeet.adapters.targets import ends_with, is_inside, select_targets
 from lorakeet.base.errors import FileFormatError, RequestError
 from lorakeet.base.run_folder import read_json, sha256_file
 
 WEIGHTS = "adapter_model.safetensors"
-_PREFIX = "base_model.model."
 _SHOWN = 5
 
 
@@ -120,9 +120,11 @@ def read_adapter(
     if name in adapter_names(model):
         raise RequestError(f"the model already has an adapter '{name}'. Detach it first.")
     config = read_adapter_config(folder)
-    settings = from_peft_config(config, folder)
     _verify_hashes(folder)
     tensors = _read_tensors(folder / WEIGHTS)
+    if config.get("peft_type") == "ADALORA":
+        config, tensors = read_adalora(config, tensors)
+    settings = from_peft_config(config, folder)
     former = active_adapter(model)
     try:
         settings = _to_fitting(model, settings, tensors)
@@ -171,12 +173,7 @@ def to_file_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     """
     own = adapter_tensors(model, name)
     named = {to_file_name(path, name): tensor for path, tensor in own.items()}
-    for path, module in model.named_modules():
-        if isinstance(module, LoraLayer) and name in module.start_A:
-            kinds = (module.a_name, module.b_name)
-            for kind, factor in zip(kinds, module.plain_factors(name), strict=True):
-                key = next(k for k in named if k.startswith(f"{_PREFIX}{path}.{kind}"))
-                named[key] = factor
+    named = to_plain_tensors(named, model, name)
     keys = list(settings_of(model)[name].modules_to_save)
     keys += ["classifier", "score"] if "ForSequenceClassification" in type(model).__name__ else []
     wrapped = (LoraLayer, SavedModule)
@@ -185,7 +182,7 @@ def to_file_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
         if is_head and not any(isinstance(each, wrapped) for each in module.modules()):
             for key, tensor in module.state_dict().items():
                 if ".modules_to_save." not in f".{path}." and ".lora_" not in f".{path}.":
-                    named.setdefault(f"{_PREFIX}{path}.{key}", tensor)
+                    named.setdefault(f"{PREFIX}{path}.{key}", tensor)
     return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in named.items()}
 
 
@@ -199,7 +196,7 @@ def to_file_name(path: str, name: str) -> str:
     """
     kinds = "|".join(KINDS)
     owner, kind, rest = re.fullmatch(rf"(.*)\.({kinds})\.{re.escape(name)}(\..*)?", path).groups()
-    return f"{_PREFIX}{owner}{'' if kind == 'modules_to_save' else f'.{kind}'}{rest or ''}"
+    return f"{PREFIX}{owner}{'' if kind == 'modules_to_save' else f'.{kind}'}{rest or ''}"
 
 
 def _to_fitting(model: nn.Module, settings: Lora, tensors: Mapping[str, Tensor]) -> Lora:
@@ -207,7 +204,7 @@ def _to_fitting(model: nn.Module, settings: Lora, tensors: Mapping[str, Tensor])
     paths = [path for path, _ in model.named_modules() if path]
     saved = {p for p in paths for key in settings.modules_to_save if ends_with(p, key)}
     loose = {p for p in paths for key in settings.modules_to_save if p.endswith(key)} - saved
-    saved |= {p for p in loose if any(key.startswith(f"{_PREFIX}{p}.") for key in tensors)}
+    saved |= {p for p in loose if any(key.startswith(f"{PREFIX}{p}.") for key in tensors)}
     absent = {k for k in settings.modules_to_save if not any(ends_with(p, k) for p in paths)}
     targets = [t for t in select_targets(model, settings) if not is_inside(t, list(saved))]
     kept = (*sorted(saved), *sorted(absent - {"classifier", "score"}))
@@ -218,7 +215,7 @@ def _without_base(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) ->
     """The tensors less copies of base weights, which PEFT adds beside adapted embeddings."""
     own = adapter_tensors(model, name)
     base = {
-        _PREFIX + path: parameter
+        PREFIX + path: parameter
         for path, parameter in model.named_parameters(remove_duplicate=False)
         if path not in own
     }

@@ -63,6 +63,7 @@ class LoraLayer(nn.Module):
         self.scales: dict[str, float] = {}
         self.ranks: dict[str, int] = {}
         self.dropouts = nn.ModuleDict()
+        self.lora_E = nn.ParameterDict()  # AdaLoRA's singular values [r, 1]
         self.lora_magnitude_vector = nn.ParameterDict()  # DoRA's m [out]
         self.start_A = nn.ParameterDict()  # PiSSA's A0 and B0, never trained
         self.start_B = nn.ParameterDict()
@@ -95,6 +96,8 @@ class LoraLayer(nn.Module):
         dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
         self.dropouts[name] = dropout.train(self.base_layer.training)  # off in evaluation
         self.create(name, (r, num_in, num_out), seed)
+        if settings.adalora is not None:
+            self._start_triplets(name, seed)
         if settings.start != DEFAULT_START:
             A0, B0 = principal_factors(
                 self.base_matrix(), r, self.scales[name], start=settings.start, seed=seed
@@ -110,6 +113,14 @@ class LoraLayer(nn.Module):
         """Makes A and B of (r, in, out)."""
         raise NotImplementedError
 
+    def _start_triplets(self, name: str, seed: int) -> None:
+        """AdaLoRA's start: P and Q normal with deviation 0.02, Lambda zero, as in PEFT."""
+        generator = torch.Generator().manual_seed(seed)
+        for factor in self.factors(name):
+            factor.data.copy_(torch.randn(factor.shape, generator=generator) * 0.02)
+        E = torch.zeros(self.ranks[name], 1, device=self.weight.device)
+        self.lora_E[name] = nn.Parameter(E)
+
     def remove(self, name: str) -> None:
         """Forgets an adapter; a merged one stays in the base weight for good."""
         if self.merged == name:
@@ -123,7 +134,8 @@ class LoraLayer(nn.Module):
 
     def trained_tables(self) -> tuple[nn.Module, ...]:
         """The tables that hold what is trained."""
-        return getattr(self, self.a_name), getattr(self, self.b_name), self.lora_magnitude_vector
+        factors = getattr(self, self.a_name), getattr(self, self.b_name)
+        return (*factors, self.lora_E, self.lora_magnitude_vector)
 
     def num_trained(self, name: str) -> int:
         """Trained parameters of an adapter in this layer."""
@@ -131,11 +143,28 @@ class LoraLayer(nn.Module):
         return sum(p.numel() for each in held for p in _parameters_of(each))
 
     def plain_factors(self, name: str) -> tuple[Tensor, Tensor]:
-        """(A', B') of the plain LoRA that is equal: PiSSA's are [A; A0] and [B, -B0]."""
+        """(A', B') of the plain LoRA that is equal, without a gradient.
+
+        PiSSA's are [A; A0] and [B, -B0]; AdaLoRA's are Lambda Q and P where Lambda is not 0.
+        """
         A, B = (factor.detach().float() for factor in self.factors(name))
-        if name not in self.start_A:
-            return A, B
-        return torch.cat([A, self.start_A[name]]), torch.cat([B, -self.start_B[name]], dim=1)
+        if name in self.lora_E:
+            E = self.lora_E[name].detach().float()
+            kept = E[:, 0] != 0
+            return (A * E)[kept], B[:, kept]
+        if name in self.start_A:
+            return torch.cat([A, self.start_A[name]]), torch.cat([B, -self.start_B[name]], dim=1)
+        return A, B
+
+    def plain_rank(self, name: str) -> int:
+        """r of ``plain_factors``."""
+        if name in self.lora_E:
+            return int((self.lora_E[name] != 0).sum())
+        return self.ranks[name] * (2 if name in self.start_A else 1)
+
+    def is_plain(self, name: str) -> bool:
+        """Whether the adapter is plain LoRA as it stands."""
+        return name not in self.lora_E and name not in self.start_A
 
     def base_matrix(self) -> Tensor:
         """W0 in float32 as [out, in], whatever the layout of the base."""
@@ -145,8 +174,8 @@ class LoraLayer(nn.Module):
     def direction(self, name: str) -> Tensor:
         """V = W0 + (alpha / r) B A in float32 as [out, in], without a gradient."""
         A, B = (factor.detach().float() for factor in self.factors(name))
-        product = B @ A
-        if name in self.start_A:
+        product = B @ (A * self.lora_E[name].detach() if name in self.lora_E else A)
+        if name in self.start_A:  # apart from B A, so that step 0 is exact
             product = product - self.start_B[name] @ self.start_A[name]
         return self.base_matrix() + self.scales[name] * product
 

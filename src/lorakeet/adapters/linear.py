@@ -56,7 +56,10 @@ class LoraLinear(LoraLayer):
         A, B = self.factors(name)
         x = x.to(A.dtype)
         dropped = self.dropouts[name](x)
-        change = F.linear(F.linear(dropped, A), B)
+        low = F.linear(dropped, A)
+        if name in self.lora_E:
+            low = low * self.lora_E[name][:, 0]
+        change = F.linear(low, B)
         if name in self.start_A:
             change = change - F.linear(F.linear(x, self.start_A[name]), self.start_B[name])
         change = change * self.scales[name]

@@ -5,16 +5,15 @@ An option that changes the mathematics in a way that is not known here refuses t
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
-from lorakeet.adapters.attach import settings_of
 from lorakeet.adapters.layer import is_conv1d
-from lorakeet.adapters.settings import DEFAULT_START, Lora
+from lorakeet.adapters.plain import adapted_layers, to_plain_settings
+from lorakeet.adapters.settings import Lora
 from lorakeet.base.errors import FileFormatError, RequestError
 
 CONFIG = "adapter_config.json"
@@ -27,27 +26,22 @@ _UNREADABLE = (
 
 def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
     """The settings under PEFT's keys, with the targets listed by full name."""
-    settings = settings_of(model)[name]
-    layers = {
-        path: module.base_layer
-        for path, module in model.named_modules()
-        if name in getattr(module, "ranks", {})
-    }
+    settings = to_plain_settings(model, name)
+    layers = {path: layer.base_layer for path, layer in adapted_layers(model, name).items()}
     kind = type(model).__name__
-    twice, alpha_twice = _plain_factors_of(settings)
     task_type = "CAUSAL_LM" if "CausalLM" in kind or "LMHead" in kind else None
     task_type = "SEQ_CLS" if "ForSequenceClassification" in kind else task_type
     return {
         "peft_type": "LORA",
         "task_type": task_type,
         "base_model_name_or_path": base,
-        "r": settings.rank * twice,
-        "lora_alpha": settings.alpha * alpha_twice,
+        "r": settings.rank,
+        "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": sorted(layers),
         "exclude_modules": None,
-        "rank_pattern": {key: r * twice for key, r in settings.rank_pattern.items()},
-        "alpha_pattern": {key: a * alpha_twice for key, a in settings.alpha_pattern.items()},
+        "rank_pattern": dict(settings.rank_pattern),
+        "alpha_pattern": dict(settings.alpha_pattern),
         "modules_to_save": list(settings.modules_to_save) or None,
         "use_rslora": settings.rslora,
         "use_dora": settings.dora,
@@ -56,16 +50,6 @@ def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
         "init_lora_weights": True,
         "inference_mode": True,
     }
-
-
-def _plain_factors_of(settings: Lora) -> tuple[int, float]:
-    """What r and alpha are multiplied by in the file, so that its scale stays the same.
-
-    PiSSA is written as the plain LoRA of rank 2 r (see ``adapters.start``).
-    """
-    if settings.start == DEFAULT_START:
-        return 1, 1
-    return 2, math.sqrt(2) if settings.rslora else 2
 
 
 def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:

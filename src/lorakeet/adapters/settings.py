@@ -15,6 +15,28 @@ STARTS = (DEFAULT_START, PISSA, PISSA_FAST)
 
 
 @dataclass(frozen=True, kw_only=True)
+class AdaLora:
+    """How AdaLoRA spends its rank budget (see ``adapters.adalora``).
+
+    Args:
+        target_rank: the mean r of all modules at the end.
+        warmup_fraction: t_i / T, the share of the steps before anything is pruned.
+        settle_fraction: t_f / T, the share of the steps with the final ranks.
+        every_steps: steps between two choices.
+        beta1, beta2: memory of sensitivity and of uncertainty.
+        orthogonality: gamma, the weight of the penalty.
+    """
+
+    target_rank: int = 8
+    warmup_fraction: float = 0.1
+    settle_fraction: float = 0.3
+    every_steps: int = 10
+    beta1: float = 0.85
+    beta2: float = 0.85
+    orthogonality: float = 0.5
+
+
+@dataclass(frozen=True, kw_only=True)
 class Lora:
     """The shape of a LoRA adapter, W' = W + (alpha / r) B A.
 
@@ -29,9 +51,10 @@ class Lora:
         dora: magnitude and direction apart (arXiv:2402.09353).
         start: ``default`` (B A is zero), or ``pissa`` and ``pissa-fast``, the principal
             directions of the weight by an exact or a randomised SVD (arXiv:2404.02948).
+        adalora: a rank budget for the whole model; ``rank`` is then every module's r at first.
 
     Raises:
-        RequestError: a number is out of its range.
+        RequestError: a number is out of its range, or options contradict each other.
     """
 
     rank: int = 16
@@ -45,6 +68,7 @@ class Lora:
     modules_to_save: tuple[str, ...] = ()
     dora: bool = False
     start: str = DEFAULT_START
+    adalora: AdaLora | None = None
 
     def __post_init__(self) -> None:
         ranks = [self.rank, *self.rank_pattern.values()]
@@ -67,6 +91,7 @@ class Lora:
                 f"{', '.join(sorted(overlap))} stands in targets and in modules_to_save; a module "
                 "is adapted or trained in full, not both"
             )
+        problems += _wrong_budget(self) if self.adalora else []
         if problems:
             raise RequestError(". ".join(problems) + ".")
 
@@ -82,6 +107,27 @@ class Lora:
         """The factor of B A: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv:2312.03732)."""
         r, alpha = self.rank_of(module), self.alpha_of(module)
         return alpha / math.sqrt(r) if self.rslora else alpha / r
+
+
+def _wrong_budget(settings: Lora) -> list[str]:
+    """What is wrong with AdaLoRA's numbers, or contradicts it."""
+    budget = settings.adalora
+    others = {"dora": settings.dora, "rslora": settings.rslora,
+              "start": settings.start != DEFAULT_START}  # fmt: skip
+    problems = [f"adalora has its own form, so {key} cannot be on" for key in others if others[key]]
+    if not 1 <= budget.target_rank <= settings.rank:
+        problems.append(
+            f"adalora.target_rank is {budget.target_rank}; needed is 1 to rank {settings.rank}"
+        )
+    if min(budget.warmup_fraction, budget.settle_fraction) < 0 or (
+        budget.warmup_fraction + budget.settle_fraction >= 1
+    ):
+        problems.append("adalora.warmup_fraction and settle_fraction need a sum below 1")
+    if not (0 < budget.beta1 < 1 and 0 < budget.beta2 < 1):
+        problems.append("adalora.beta1 and beta2 need to lie between 0 and 1")
+    if budget.every_steps < 1 or budget.orthogonality < 0:
+        problems.append("adalora.every_steps needs 1 or more, orthogonality 0 or more")
+    return problems
 
 
 def look_up(pattern: Mapping[str, float], module: str, default: float) -> float:

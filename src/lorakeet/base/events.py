@@ -18,7 +18,7 @@ from lorakeet.base.errors import RequestError
 
 KINDS = frozenset(
     "run_started stage_started stage_finished data_report plan path progress step evaluation "
-    "sample_answers checkpoint alarm early_stop proof run_finished run_interrupted "
+    "sample_answers checkpoint alarm early_stop ranks proof run_finished run_interrupted "
     "first_batch factors".split()
 )
 

@@ -109,7 +109,34 @@ class DataSettings(Section):
         return self
 
 
-_LORA_ONLY = ("lora_plus_ratio", "rslora", "dora", "modules_to_save")
+class AdaLoraSettings(Section):
+    """AdaLoRA: modules start at method.rank, and the budget falls to target_rank on average."""
+
+    target_rank: int = setting(
+        8, "the mean r of all modules at the end", why="the paper's largest budget", ge=1
+    )
+    warmup_fraction: float = setting(
+        0.1, "share of the steps before a rank is taken away", why="scores need history", ge=0, lt=1
+    )
+    settle_fraction: float = setting(
+        0.3, "share of the steps with the final ranks", why="the paper's runs keep 20 to 60 %",
+        ge=0, lt=1,
+    )  # fmt: skip
+    every_steps: int = setting(10, "steps between two choices of ranks", why="as the paper", ge=1)
+    beta1: float = setting(0.85, "memory of the sensitivity", why="the paper's value", gt=0, lt=1)
+    beta2: float = setting(0.85, "memory of its uncertainty", why="the paper's value", gt=0, lt=1)
+    orthogonality: float = setting(
+        0.5, "weight of the penalty that keeps P and Q orthogonal", why="as PEFT", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> AdaLoraSettings:
+        if self.warmup_fraction + self.settle_fraction >= 1:
+            raise ValueError("warmup_fraction and settle_fraction need a sum below 1")
+        return self
+
+
+_LORA_ONLY = ("adalora", "lora_plus_ratio", "rslora", "dora", "modules_to_save")
 
 
 class MethodSettings(Section):
@@ -148,6 +175,9 @@ class MethodSettings(Section):
     )
     rank_pattern: dict[str, int] = setting({}, "another rank for matching module names")
     alpha_pattern: dict[str, float] = setting({}, "another alpha for matching module names")
+    adalora: AdaLoraSettings | None = setting(
+        None, "a rank budget that goes where it matters (AdaLoRA, arXiv:2303.10512)"
+    )
     modules_to_save: Names = setting(
         (), "modules trained in full and saved with the adapter, such as a new head"
     )
@@ -164,6 +194,15 @@ class MethodSettings(Section):
             for name, alpha in self.alpha_pattern.items()
             if not alpha > 0
         ]
+        if self.adalora:
+            others = {"dora": self.dora, "rslora": self.rslora, "start": self.start != "default"}
+            problems += [f"adalora has its own form, so {key} cannot be on" for key in others
+                         if others[key]]  # fmt: skip
+            if self.adalora.target_rank > self.rank:
+                problems.append(
+                    f"adalora.target_rank {self.adalora.target_rank} is above rank {self.rank}, "
+                    "from which the budget falls"
+                )
         if self.kind == "full":
             asked = [name for name in _LORA_ONLY if getattr(self, name) not in (None, False, ())]
             asked += ["start"] if self.start != "default" else []

@@ -16,7 +16,7 @@ from torch import nn
 from lorakeet.adapters.attach import attach
 from lorakeet.adapters.files import write_adapter
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
-from lorakeet.adapters.settings import Lora
+from lorakeet.adapters.settings import AdaLora, Lora
 from lorakeet.adapters.targets import HEAD_NAMES, is_inside
 from lorakeet.base.errors import FileFormatError
 from lorakeet.base.recipe import MethodSettings
@@ -90,11 +90,12 @@ def to_lora(settings: MethodSettings, model: nn.Module, *, task: str) -> Lora:
         saved += heads
         # Layers inside the head are trained in full, so a target such as "dense" passes them over.
         inside = [path for path, _ in model.named_modules() if is_inside(path, heads)]
+    budget = AdaLora(**settings.adalora.model_dump()) if settings.adalora else None
     return Lora(
         rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout,
         targets=settings.targets, exclude=tuple(inside), rslora=settings.rslora,
         rank_pattern=settings.rank_pattern, alpha_pattern=settings.alpha_pattern,
-        modules_to_save=tuple(saved), dora=settings.dora, start=settings.start,
+        modules_to_save=tuple(saved), dora=settings.dora, start=settings.start, adalora=budget,
     )  # fmt: skip
 
 
@@ -166,6 +167,7 @@ METHODS: dict[str, Method] = {
     "pissa": _adapter("arXiv:2404.02948", start="pissa"),
     "pissa-fast": _adapter("arXiv:2404.02948", start="pissa-fast"),
     "dora on pissa": _adapter("arXiv:2402.09353, arXiv:2404.02948", dora=True, start="pissa"),
+    "adalora": _adapter("arXiv:2303.10512", adalora={"target_rank": 2}),
     "full": Method(
         options={"kind": "full"}, apply=_apply_full, write=_write_full, source="all weights"
     ),

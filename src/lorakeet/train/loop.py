@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from lorakeet.adapters.adalora import build_allocator
 from lorakeet.base.errors import BadBatchError
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
@@ -96,7 +97,10 @@ class TrainLoop:
             batch_size=settings.batch_size, seed=settings.seed,
             epochs=settings.epochs, max_steps=settings.max_steps,
         )  # fmt: skip
-        self.runner = build_runner(job.model, job.recipe, pad_id=job.pad_id)
+        self.allocator = build_allocator(job.model, self.order.num_steps)
+        self.runner = build_runner(
+            job.model, job.recipe, pad_id=job.pad_id, allocator=self.allocator
+        )
         self.tracker = BestTracker.build(
             settings.early_stopping, is_classifier=job.recipe.task == "classify"
         )
@@ -118,6 +122,8 @@ class TrainLoop:
             return
         restore_state(self.job.model, state.trained)
         restore_moments(self.job.model, self.runner.optimizer, state.moments)
+        if self.allocator:
+            self.allocator.restore(state.moments)
         self.best = dict(state.best)
         self.step = self.saved_step = state.step
         self.bad_in_a_row = state.progress.get("bad_in_a_row", 0)
@@ -135,12 +141,13 @@ class TrainLoop:
             "num_tokens": self.num_tokens,
             "step_time_s": self.step_time_s,
         }
+        ranks = self.allocator.to_tensors() if self.allocator else {}
         path = write_checkpoint(
             self.job.run.checkpoints,
             Checkpoint(
                 step=self.step,
                 trained=collect_state(self.job.model),
-                moments=collect_moments(self.job.model, self.runner.optimizer),
+                moments=collect_moments(self.job.model, self.runner.optimizer) | ranks,
                 best=self.best,
                 progress=progress,
             ),
@@ -218,6 +225,8 @@ class TrainLoop:
             self.emit("evaluation", step=self.step, values=seen.values, train_loss=train_loss)
         if seen.answers:
             self.emit("sample_answers", step=self.step, answers=seen.answers)
+        if self.allocator and not self.allocator.is_settled(self.step):
+            return  # weights with more ranks than were asked for are no candidates
         if self.tracker.observe(self.step, seen.values):
             self.best = collect_state(self.job.model)
 
@@ -230,6 +239,8 @@ class TrainLoop:
         if self.best and self.tracker.best_step != self.step:
             restore_state(self.job.model, self.best)
         self.job.model.eval()
+        if self.allocator:
+            self.emit("ranks", step=self.step, ranks=self.allocator.ranks())
 
     def _report(self, result: StepResult, rate: float) -> None:
         report = StepReport(

@@ -10,13 +10,14 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor, nn
 
+from lorakeet.adapters.adalora import RankAllocator
 from lorakeet.base.errors import BadBatchError
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.records import Batch, EncodedSample, Pack
@@ -53,6 +54,9 @@ class StepRunner:
         parameters: every trained parameter.
         micro_batch_tokens: tokens that pass the model at once, padding included.
         packs: rows lie end to end instead of padded; the model must be packable.
+        penalty: added to the loss once a step; it is in the gradient, not in the report.
+        after_step: called with the step's number between the optimiser's step and the
+            clearing of the gradients.
     """
 
     model: nn.Module
@@ -62,6 +66,8 @@ class StepRunner:
     micro_batch_tokens: int
     max_gradient_norm: float
     packs: bool = False
+    penalty: Callable[[], Tensor] | None = None
+    after_step: Callable[[int], None] | None = None
 
     def run(
         self,
@@ -88,6 +94,8 @@ class StepRunner:
         num_targets = sum(batch.num_targets for batch in batches)
         with _own_randomness(self.parameters[0].device, hash_seed(*seed)):
             losses = self._accumulate(batches, num_targets)
+        if self.penalty is not None:
+            self.penalty().backward()
         loss = sum(losses) / num_targets
         norm = float(nn.utils.clip_grad_norm_(self.parameters, self.max_gradient_norm))
         weights = _norm_of(self.parameters)
@@ -100,6 +108,8 @@ class StepRunner:
             raise _not_finite(found, [samples[i] for i in bad] or samples, seed[1],
                               is_in_weights=not math.isfinite(weights))  # fmt: skip
         self.optimizer.step()
+        if self.after_step is not None:
+            self.after_step(seed[1])
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(
             loss=loss, gradient_norm=norm, num_targets=num_targets, num_tokens=sum(lengths),
@@ -126,8 +136,13 @@ class StepRunner:
         return torch.stack(losses).tolist()  # one wait for the device a step
 
 
-def build_runner(model: nn.Module, recipe: Recipe, *, pad_id: int) -> StepRunner:
+def build_runner(
+    model: nn.Module, recipe: Recipe, *, pad_id: int, allocator: RankAllocator | None = None
+) -> StepRunner:
     """The optimiser and the limits of a step, as a recipe asks for them.
+
+    Args:
+        allocator: AdaLoRA's, which adds to the loss and acts after each step.
 
     Raises:
         RequestError: nothing in the model is trained.
@@ -143,6 +158,8 @@ def build_runner(model: nn.Module, recipe: Recipe, *, pad_id: int) -> StepRunner
         micro_batch_tokens=AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked,
         max_gradient_norm=settings.max_gradient_norm,
         packs=settings.packing and _is_packable(model, recipe.task),
+        penalty=allocator.penalty if allocator else None,
+        after_step=allocator.update if allocator else None,
     )
 
 
