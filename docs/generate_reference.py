@@ -10,11 +10,13 @@ import subprocess
 import sys
 from pathlib import Path
 
+import click
+from typer.main import get_command
+
 from lorakeet.base.recipe_file import recipe_from_dict, to_commented_yaml
+from lorakeet.cli.app import APP
 
 REFERENCE = Path(__file__).parent / "reference"
-VERBS = ("", "quickstart", "run", "new", "doctor", "plan", "data check", "data build", "data show",
-         "train", "resume", "eval", "report", "merge", "serve", "chat")  # fmt: skip
 
 
 def recipe_page() -> str:
@@ -27,10 +29,16 @@ def recipe_page() -> str:
     )
 
 
+def list_verbs(command: click.Command, path: str = "") -> list[str]:
+    """A command's path and those of all commands below it."""
+    below = getattr(command, "commands", {})
+    return [path] + [v for name in below for v in list_verbs(below[name], f"{path} {name}")]
+
+
 def command_page() -> str:
     """The help of every command."""
     pages = []
-    for verb in VERBS:
+    for verb in map(str.strip, list_verbs(get_command(APP))):
         done = subprocess.run(
             [sys.executable, "-m", "lorakeet", *verb.split(), "--help"], capture_output=True,
             text=True, check=True,

@@ -212,7 +212,7 @@ def look_up(rng: random.Random) -> Pair:
     if rng.random() < 0.5:
         names, cities = rng.sample(w.NAMES, 3), rng.sample(w.CITIES, 3)
         number = rng.randint(2, 3)
-        facts = " ".join(f"{n} lives in {c}." for n, c in list(zip(names, cities))[:number])
+        facts = " ".join(f"{n} lives in {c}." for n, c in list(zip(names, cities, strict=True))[:number])
         asked = rng.randrange(number)
         phrases = [
             f"{facts} Where does {names[asked]} live?",
@@ -221,7 +221,7 @@ def look_up(rng: random.Random) -> Pair:
         return rng.choice(phrases), cities[asked]
     names, cities = rng.sample(w.CHINESE_NAMES, 3), rng.sample(w.CHINESE_CITIES, 3)
     number = rng.randint(2, 3)
-    facts = "".join(f"{n}住在{c}。" for n, c in list(zip(names, cities))[:number])
+    facts = "".join(f"{n}住在{c}。" for n, c in list(zip(names, cities, strict=True))[:number])
     asked = rng.randrange(number)
     phrases = [f"{facts}{names[asked]}住在哪里？", f"{facts}请问{names[asked]}住在哪个城市？"]
     return rng.choice(phrases), cities[asked]

@@ -16,7 +16,8 @@ from typing import Any
 from lorakeet.api.evaluation import evaluate
 from lorakeet.api.resolve import recipe_of_run, to_recipe
 from lorakeet.api.shipping import export_merged
-from lorakeet.api.training import open_sinks, resume, stage, train
+from lorakeet.api.stages import open_sinks, stage
+from lorakeet.api.training import resume, train
 from lorakeet.base.errors import RequestError
 from lorakeet.base.events import Emit, read_events
 from lorakeet.base.recipe import Recipe

@@ -2,8 +2,6 @@
 
 import pytest
 import torch
-from tests.families import build, some_ids
-from tests.train.runs import make_job, make_model, run_job
 
 from lorakeet.adapters.adalora import RankAllocator, build_allocator
 from lorakeet.adapters.attach import adapter_parameters, attach
@@ -12,6 +10,8 @@ from lorakeet.adapters.layer import Lora
 from lorakeet.adapters.settings import AdaLora
 from lorakeet.base.errors import RequestError
 from lorakeet.base.recipe_file import recipe_from_dict
+from tests.families import build, some_ids
+from tests.train.runs import make_job, make_model, run_job
 
 torch.set_num_threads(1)
 TARGETS = ("q_proj", "down_proj")

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.families import ALL, build, some_ids
 
 from lorakeet.adapters.attach import (
     adapter_names,
@@ -17,6 +16,7 @@ from lorakeet.adapters.layer import Lora
 from lorakeet.adapters.merge import merge, unmerge
 from lorakeet.adapters.targets import select_targets
 from lorakeet.base.errors import FileFormatError, NumericsError, RequestError
+from tests.families import ALL, build, some_ids
 
 families = pytest.mark.parametrize("family", list(ALL))
 LORA = Lora(rank=4, alpha=8)

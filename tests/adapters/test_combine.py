@@ -5,7 +5,6 @@ import json
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.families import build, some_ids
 
 from lorakeet.adapters.attach import adapter_parameters, attach
 from lorakeet.adapters.combination import KINDS, Combination
@@ -16,6 +15,7 @@ from lorakeet.adapters.stored import find_changed, read_lineage, read_stored
 from lorakeet.adapters.task_vectors import Thinning, merge_vectors, seed_of
 from lorakeet.base.errors import FileFormatError, RequestError
 from lorakeet.base.run_folder import sha256_file
+from tests.families import build, some_ids
 
 peft = pytest.importorskip("peft")
 torch.set_num_threads(1)

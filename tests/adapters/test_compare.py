@@ -4,13 +4,13 @@ from dataclasses import replace
 
 import pytest
 import torch
-from tests.adapters.test_combine import changes_of, make
 
 from lorakeet.adapters.combination import Combination
 from lorakeet.adapters.combine import combine
 from lorakeet.adapters.compare import compare_adapters, measure_norms, measure_overlap, sum_up
 from lorakeet.adapters.stored import read_stored
 from lorakeet.base.errors import RequestError
+from tests.adapters.test_combine import changes_of, make
 
 torch.set_num_threads(1)
 

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from tests.families import build, some_ids
 
 from lorakeet.adapters.attach import (
     adapter_parameters,
@@ -13,8 +12,9 @@ from lorakeet.adapters.attach import (
 )
 from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.merge import merge, unmerge
-from lorakeet.base.recipe import MethodSettings
+from lorakeet.base.method_settings import MethodSettings
 from lorakeet.models.methods import METHODS, apply_method, to_lora, write_trained
+from tests.families import build, some_ids
 
 torch.set_num_threads(1)
 FAMILIES = ["llama", "gpt2", "bert"]

@@ -6,12 +6,12 @@ import random
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
-from tests.families import build
 
 from lorakeet.adapters.attach import adapter_names, adapter_parameters, attach
 from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.layer import Lora
 from lorakeet.base.errors import FileFormatError
+from tests.families import build
 
 torch.set_num_threads(1)
 WEIGHTS, CONFIG, MANIFEST = "adapter_model.safetensors", "adapter_config.json", "lorakeet.json"

@@ -4,7 +4,6 @@ import json
 
 import pytest
 import torch
-from tests.families import build, some_ids
 
 from lorakeet.adapters.attach import (
     active_adapter,
@@ -18,8 +17,9 @@ from lorakeet.adapters.files import read_adapter, to_file_tensors, write_adapter
 from lorakeet.adapters.layer import Lora
 from lorakeet.adapters.merge import merge, unmerge
 from lorakeet.base.errors import FileFormatError, RequestError
-from lorakeet.base.recipe import MethodSettings
+from lorakeet.base.method_settings import MethodSettings
 from lorakeet.models.methods import apply_method, write_trained
+from tests.families import build, some_ids
 
 torch.set_num_threads(1)
 

@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.families import build, some_ids
 
 from lorakeet.adapters.attach import adapter_parameters, attach, set_active
 from lorakeet.adapters.layer import Lora
 from lorakeet.adapters.merge import merge, unmerge
 from lorakeet.adapters.strength import set_strength, strength_of
 from lorakeet.base.errors import RequestError
+from tests.families import build, some_ids
 
 torch.set_num_threads(1)
 

@@ -3,8 +3,6 @@
 import json
 
 import pytest
-from tests.adapters.test_combine import changes_of, make
-from tests.families import build
 from typer.testing import CliRunner
 
 from lorakeet.adapters.attach import attach
@@ -13,6 +11,8 @@ from lorakeet.api.adapters import select_targets_of
 from lorakeet.base.errors import FileFormatError, RequestError
 from lorakeet.cli.app import APP
 from lorakeet.models.load import load_model
+from tests.adapters.test_combine import changes_of, make
+from tests.families import build
 
 
 def say(*words):

@@ -7,7 +7,6 @@ from dataclasses import replace
 import pytest
 import torch
 from safetensors.torch import load_file
-from tests.families import build, some_ids
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from transformers import LlamaConfig, LlamaForCausalLM
@@ -21,6 +20,7 @@ from lorakeet.export.merged import MergeOrder, write_merged
 from lorakeet.export.stream import write_stream
 from lorakeet.export.stream_plan import plan_stream
 from lorakeet.models.load import build_without_weights, load_model, read_tokenizer
+from tests.families import build, some_ids
 
 torch.set_num_threads(1)
 CASES = {

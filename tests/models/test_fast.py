@@ -2,13 +2,13 @@
 
 import pytest
 import torch
-from tests.families import DECODERS, build, some_ids
 
 from lorakeet.adapters.attach import adapter_parameters, attach
 from lorakeet.adapters.fused import LoraProduct
 from lorakeet.adapters.settings import Lora
 from lorakeet.models.fast import fast_units
 from lorakeet.models.units import ACTIVATIONS, Gate, RmsNorm, Rotate
+from tests.families import DECODERS, build, some_ids
 
 GATED = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2")
 

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 import torch
-from tests.families import ALL, DECODERS, ENCODERS, build
 
 from lorakeet.base.records import EncodedSample, Origin
 from lorakeet.data.collate import collate
 from lorakeet.data.packing import build_pack, pack_rows
 from lorakeet.models.packed import read_pack_facts
 from lorakeet.train.step import score_batch, score_packed
+from tests.families import ALL, DECODERS, ENCODERS, build
 
 HERE = Origin(path="made", line=1)
 LENGTHS = (9, 4, 13, 2, 7)

@@ -3,7 +3,6 @@
 import pytest
 import torch
 import transformers as t
-from tests.families import DECODERS, ENCODERS, build, some_ids
 from torch.nn import functional as F
 from torch.utils._python_dispatch import TorchDispatchMode
 
@@ -13,6 +12,7 @@ from lorakeet.base.errors import RequestError
 from lorakeet.models import score
 from lorakeet.models.head import read_head_facts
 from lorakeet.models.score import score_labels, score_targets
+from tests.families import DECODERS, ENCODERS, build, some_ids
 
 torch.set_num_threads(1)
 SIZES = {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 4, "vocab_size": 96}

@@ -5,11 +5,11 @@ import random
 
 import pytest
 import torch
-from tests.families import ALL, ENCODERS, build, some_ids
 
 from lorakeet.adapters.attach import adapter_parameters, attach
 from lorakeet.adapters.files import read_adapter, to_file_name, write_adapter
 from lorakeet.adapters.layer import Lora
+from tests.families import ALL, ENCODERS, build, some_ids
 
 peft = pytest.importorskip("peft")
 

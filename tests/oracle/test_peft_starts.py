@@ -4,11 +4,11 @@ import json
 
 import pytest
 import torch
-from tests.families import build, some_ids
 
 from lorakeet.adapters.attach import adapter_parameters, attach
 from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.layer import Lora
+from tests.families import build, some_ids
 
 peft = pytest.importorskip("peft")
 torch.set_num_threads(1)

@@ -3,7 +3,7 @@
 import pytest
 
 from lorakeet.base.errors import RequestError
-from lorakeet.base.recipe import MethodSettings
+from lorakeet.base.method_settings import MethodSettings
 from lorakeet.models.methods import apply_method
 from lorakeet.plan.model_facts import read_model_facts
 from lorakeet.plan.trained import count_trained

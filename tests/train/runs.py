@@ -15,7 +15,8 @@ from lorakeet.data.prepare import PreparedData
 from lorakeet.data.shards import ShardReader, write_shards
 from lorakeet.models.methods import apply_method
 from lorakeet.models.score import score_targets
-from lorakeet.train.loop import TrainJob, train_model
+from lorakeet.train.fit import train_model
+from lorakeet.train.loop import TrainJob
 
 torch.set_num_threads(1)
 VOCABULARY = 64

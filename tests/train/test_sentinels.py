@@ -15,7 +15,7 @@ from lorakeet.data.shards import ShardReader, write_shards
 from lorakeet.monitor.alarms import AlarmWatch
 from lorakeet.monitor.sinks import fan_out
 from lorakeet.train.checkpoint import Checkpoint, read_newest_checkpoint, write_checkpoint
-from lorakeet.train.loop import train_model
+from lorakeet.train.fit import train_model
 from lorakeet.train.step import StepRunner
 from tests.train.runs import Listener, digest_of, make_job, make_recipe, make_rows, measured
 

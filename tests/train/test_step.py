@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from lorakeet.base.errors import NumericsError, RequestError
-from lorakeet.base.recipe import MethodSettings, TrainSettings
+from lorakeet.base.method_settings import MethodSettings
+from lorakeet.base.recipe import TrainSettings
 from lorakeet.train.optimizer import build_optimizer, set_rate
 from lorakeet.train.schedule import rate_at
 from lorakeet.train.step import StepRunner, hash_seed

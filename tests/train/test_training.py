@@ -17,7 +17,8 @@ from lorakeet.data.shards import ShardReader, write_shards
 from lorakeet.models.methods import METHODS, apply_method
 from lorakeet.models.score import score_targets
 from lorakeet.train.checkpoint import collect_state, read_newest_checkpoint
-from lorakeet.train.loop import TrainJob, train_model
+from lorakeet.train.fit import train_model
+from lorakeet.train.loop import TrainJob
 from lorakeet.train.optimizer import build_optimizer
 from lorakeet.train.schedule import rate_at
 from lorakeet.train.step import StepRunner, score_batch

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.api.resolve import recipe_of_run
-from lorakeet.api.training import open_sinks, pad_id_of, stage
+from lorakeet.api.session import pad_id_of
+from lorakeet.api.stages import open_sinks, stage
 from lorakeet.base.errors import RequestError
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe

@@ -7,13 +7,9 @@ Each arrow leaves files in the run folder.  Nothing here computes: the floors do
 
 from __future__ import annotations
 
-import math
-import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from lorakeet.api.planning import make_run_plan
 from lorakeet.api.resolve import (
@@ -24,11 +20,12 @@ from lorakeet.api.resolve import (
     to_recipe,
     write_resolved,
 )
+from lorakeet.api.session import Session, build_validate, open_session, pad_id_of
+from lorakeet.api.stages import open_sinks, stage
 from lorakeet.base.errors import InterruptedRun, RequestError
-from lorakeet.base.events import Emit, EventLog
+from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.recipe_file import recipe_to_dict, to_yaml
-from lorakeet.base.records import Validation
 from lorakeet.base.run_folder import RunFolder, remove_leftovers, sha256_folder, write_text
 from lorakeet.base.run_lock import hold_run
 
@@ -48,19 +45,6 @@ class Trained:
     folder: Path
     steps: int
     stopped_because: str
-
-
-@dataclass(frozen=True, kw_only=True)
-class Session:
-    """Everything that the training stage needs, loaded."""
-
-    recipe: Recipe
-    run: RunFolder
-    base_folder: Path
-    model: Any
-    tokenizer: Any
-    data: Any
-    emit: Emit
 
 
 def train(
@@ -114,27 +98,6 @@ def resume(
         return _train_in(folder, recipe, listen, stop_requested, is_resumed=True)
 
 
-def open_sinks(run: RunFolder, emit: Emit | None = None) -> Emit:
-    """One ``emit`` that writes the diary and TensorBoard, raises alarms and tells the caller."""
-    from lorakeet.monitor.alarms import AlarmWatch
-    from lorakeet.monitor.sinks import fan_out
-    from lorakeet.monitor.tensorboard import TensorboardSink
-
-    listeners: list[Emit] = [EventLog(run.events).emit, TensorboardSink(run.tensorboard)]
-    listeners += [emit] if emit else []
-    told = fan_out(*listeners)
-    return fan_out(told, AlarmWatch(told))
-
-
-@contextmanager
-def stage(emit: Emit, name: str) -> Iterator[None]:
-    """Events around a stage, with its duration."""
-    started_s = time.perf_counter()
-    emit("stage_started", stage=name)
-    yield
-    emit("stage_finished", stage=name, duration_s=time.perf_counter() - started_s)
-
-
 def _refuse_other_run(run: RunFolder) -> None:
     """A run folder belongs to one run.
 
@@ -173,31 +136,17 @@ def _train_in(
     with stage(emit, "plan"):
         make_run_plan(recipe, base_folder, run, emit, data)
     with stage(emit, "load"):
-        session = _open_session(recipe, run, base_folder, data, emit)
+        session = open_session(recipe, run, base_folder, data, emit)
     with stage(emit, "train"):
         return _train_session(session, stop_requested, is_resumed=is_resumed)
-
-
-def _open_session(
-    recipe: Recipe, run: RunFolder, base_folder: Path, data: Any, emit: Emit
-) -> Session:
-    """The model with its method attached, ready to train."""
-    from lorakeet.models.load import load_model
-    from lorakeet.models.methods import apply_method
-
-    model, tokenizer = load_model(recipe.base, task=recipe.task, label_names=data.label_names)
-    apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed)
-    return Session(
-        recipe=recipe, run=run, base_folder=base_folder, model=model,
-        tokenizer=tokenizer, data=data, emit=emit,
-    )  # fmt: skip
 
 
 def _train_session(
     session: Session, stop_requested: Callable[[], bool], *, is_resumed: bool
 ) -> Trained:
     """Runs the loop, writes what was trained and reads it back."""
-    from lorakeet.train.loop import TrainJob, train_model
+    from lorakeet.train.fit import train_model
+    from lorakeet.train.loop import TrainJob
     from lorakeet.train.memory import peak_bytes
 
     run, recipe = session.run, session.recipe
@@ -256,51 +205,3 @@ def _write_pages(run: RunFolder) -> None:
     write_report(run)
     if has_matplotlib():
         write_curves_picture(run.pictures / "curves.png", read_events(run.events))
-
-
-def build_validate(session: Session) -> Callable[[], Validation]:
-    """A function that looks at the validation data with the model as it stands."""
-    pad_id = pad_id_of(session.tokenizer)
-
-    def validate() -> Validation:
-        from lorakeet.evaluate.classify import measure_classification
-        from lorakeet.evaluate.perplexity import measure_perplexity
-
-        data = session.data
-        if len(data.validation) == 0:
-            return Validation(values={}, answers=answer_prompts(session))
-        if session.recipe.task == "classify":
-            report = measure_classification(
-                session.model, data.validation, pad_id, data.label_names
-            )
-            values = {"loss": report.loss, "accuracy": report.accuracy, "f1": report.macro_f1}
-            return Validation(values=values)
-        values = measure_perplexity(session.model, data.validation, pad_id)
-        kept = {name: values[name] for name in ("loss", "perplexity")}
-        if not math.isfinite(kept["perplexity"]):
-            kept["perplexity"] = math.inf
-        return Validation(values=kept, answers=answer_prompts(session))
-
-    return validate
-
-
-def answer_prompts(session: Session) -> tuple[tuple[str, str], ...]:
-    """Greedy answers to the recipe's sample prompts, to read with your own eyes."""
-    prompts = session.recipe.train.sample_prompts
-    if not prompts or session.recipe.task == "classify":
-        return ()
-    from lorakeet.base.records import Turn
-    from lorakeet.infer.generate import encode_prompt, generate
-    from lorakeet.infer.sampling import SamplingSettings
-
-    ids = [encode_prompt(session.tokenizer, [Turn(role="user", content=p)]) for p in prompts]
-    settings = SamplingSettings(max_new_tokens=session.recipe.evaluate.max_new_tokens)
-    answers = generate(session.model, session.tokenizer, ids, settings)
-    return tuple((p, answer.text) for p, answer in zip(prompts, answers, strict=True))
-
-
-def pad_id_of(tokenizer: Any) -> int:
-    """The id that fills short rows; any id will do, as attention masks it out."""
-    if tokenizer.pad_token_id is not None:
-        return tokenizer.pad_token_id
-    return tokenizer.eos_token_id if tokenizer.eos_token_id is not None else 0

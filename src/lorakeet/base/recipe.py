@@ -2,38 +2,23 @@
 
 A recipe is frozen and strict.  An unknown key is a mistake, never ignored, and
 all mistakes are collected by ``base.recipe_file`` before anything is raised.
-``Field(description=...)`` says what a setting is, ``why`` says where its default
-comes from; ``lorakeet new`` prints both as comments.
+``setting(default, description)`` says what a setting is, ``why`` says where its default
+comes from; ``lorakeet new`` prints both as comments.  ``base.method_settings`` holds
+the section ``method``.
 """
 
 from __future__ import annotations
 
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, model_validator
+from pydantic import BeforeValidator, Field, model_validator
+
+from lorakeet.base.method_settings import MethodSettings
+from lorakeet.base.section import Names, Section, setting
 
 Task = Literal["chat", "text", "classify"]
-MethodKind = Literal["lora", "full"]
-Start = Literal["default", "pissa", "pissa-fast"]
 Schedule = Literal["cosine", "linear", "constant"]
 Metric = Literal["perplexity", "loss", "accuracy", "f1"]
-
-
-def setting(default: Any, description: str, *, why: str = "", **limits: Any) -> Any:
-    """A field with its meaning, the reason of its default and its limits.
-
-    Args:
-        default: the value when the recipe is silent; ``...`` makes it required.
-        why: the evidence or reason, printed beside the default.
-        limits: pydantic's ``ge``, ``gt``, ``le``, ``lt``, ``min_length``.
-    """
-    return Field(default, description=description, json_schema_extra={"why": why}, **limits)
-
-
-class Section(BaseModel):
-    """A part of the recipe: frozen, and strict about names."""
-
-    model_config = ConfigDict(frozen=True, extra="forbid", validate_default=True)
 
 
 class Source(Section):
@@ -52,14 +37,6 @@ def _to_sources(value: Any) -> Any:
     """``a.jsonl`` or ``[a.jsonl, {path: b.jsonl}]`` as a list of sources."""
     rows = value if isinstance(value, (list, tuple)) else [value]
     return tuple({"path": row} if isinstance(row, str) else row for row in rows)
-
-
-def _to_names(value: Any) -> Any:
-    """A YAML list as the tuple that a frozen record needs."""
-    return tuple(value) if isinstance(value, list) else value
-
-
-Names = Annotated[tuple[str, ...], BeforeValidator(_to_names)]
 
 
 class DataSettings(Section):
@@ -106,109 +83,6 @@ class DataSettings(Section):
             raise ValueError(f"validation is {self.validation}; a share lies between 0 and 1")
         if self.labels is not None and len(set(self.labels)) < 2:
             raise ValueError("labels needs at least two different names")
-        return self
-
-
-class AdaLoraSettings(Section):
-    """AdaLoRA: modules start at method.rank, and the budget falls to target_rank on average."""
-
-    target_rank: int = setting(
-        8, "the mean r of all modules at the end", why="the paper's largest budget", ge=1
-    )
-    warmup_fraction: float = setting(
-        0.1, "share of the steps before a rank is taken away", why="scores need history", ge=0, lt=1
-    )
-    settle_fraction: float = setting(
-        0.3, "share of the steps with the final ranks", why="the paper's runs keep 20 to 60 %",
-        ge=0, lt=1,
-    )  # fmt: skip
-    every_steps: int = setting(10, "steps between two choices of ranks", why="as the paper", ge=1)
-    beta1: float = setting(0.85, "memory of the sensitivity", why="the paper's value", gt=0, lt=1)
-    beta2: float = setting(0.85, "memory of its uncertainty", why="the paper's value", gt=0, lt=1)
-    orthogonality: float = setting(
-        0.5, "weight of the penalty that keeps P and Q orthogonal", why="as PEFT", ge=0
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> AdaLoraSettings:
-        if self.warmup_fraction + self.settle_fraction >= 1:
-            raise ValueError("warmup_fraction and settle_fraction need a sum below 1")
-        return self
-
-
-_LORA_ONLY = ("adalora", "lora_plus_ratio", "rslora", "dora", "modules_to_save")
-
-
-class MethodSettings(Section):
-    """Which parameters are trained: W' = W + (alpha / r) B A, or all of them."""
-
-    kind: MethodKind = setting("lora", "lora trains an adapter, full trains every weight")
-    rank: int = setting(
-        16, "r, the inner size of B A", why="enough for most specialist data sets", ge=1
-    )
-    alpha: float = setting(
-        32.0, "the adapter is scaled by alpha / r", why="2 r is the common choice", gt=0
-    )
-    dropout: float = setting(
-        0.0, "dropout before A", why="no gain measured on 1 to 3 epochs", ge=0, lt=1
-    )
-    targets: str | Names = setting(
-        "all-linear",
-        "all-linear, a module name, a list of names, or a regular expression",
-        why="attention-only is worse even at equal size (arXiv:2405.09673)",
-    )
-    rslora: bool = setting(
-        False, "scale by alpha / sqrt(r)", why="repairs high ranks (arXiv:2312.03732)"
-    )
-    dora: bool = setting(
-        False,
-        "train magnitude and direction apart (DoRA)",
-        why="helps low ranks, and a step takes longer (arXiv:2402.09353)",
-    )
-    start: Start = setting(
-        "default",
-        "where B A starts: at zero, or at the weight's principal directions (PiSSA)",
-        why="pissa learns faster at first (arXiv:2404.02948), zero is proven everywhere",
-    )
-    lora_plus_ratio: float | None = setting(
-        None, "learning rate of B over that of A; 16 is LoRA+ (arXiv:2402.12354)", gt=0
-    )
-    rank_pattern: dict[str, int] = setting({}, "another rank for matching module names")
-    alpha_pattern: dict[str, float] = setting({}, "another alpha for matching module names")
-    adalora: AdaLoraSettings | None = setting(
-        None, "a rank budget that goes where it matters (AdaLoRA, arXiv:2303.10512)"
-    )
-    modules_to_save: Names = setting(
-        (), "modules trained in full and saved with the adapter, such as a new head"
-    )
-
-    @model_validator(mode="after")
-    def _check(self) -> MethodSettings:
-        problems = [
-            f"rank_pattern gives {name} rank {r}; it needs at least 1"
-            for name, r in self.rank_pattern.items()
-            if r < 1
-        ]
-        problems += [
-            f"alpha_pattern gives {name} alpha {alpha}; it needs more than 0"
-            for name, alpha in self.alpha_pattern.items()
-            if not alpha > 0
-        ]
-        if self.adalora:
-            others = {"dora": self.dora, "rslora": self.rslora, "start": self.start != "default"}
-            problems += [f"adalora has its own form, so {key} cannot be on" for key in others
-                         if others[key]]  # fmt: skip
-            if self.adalora.target_rank > self.rank:
-                problems.append(
-                    f"adalora.target_rank {self.adalora.target_rank} is above rank {self.rank}, "
-                    "from which the budget falls"
-                )
-        if self.kind == "full":
-            asked = [name for name in _LORA_ONLY if getattr(self, name) not in (None, False, ())]
-            asked += ["start"] if self.start != "default" else []
-            problems += [f"{name} needs kind: lora" for name in asked]
-        if problems:
-            raise ValueError("; ".join(problems))
         return self
 
 

@@ -19,7 +19,7 @@ from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder
 from lorakeet.adapters.settings import AdaLora, Lora
 from lorakeet.adapters.targets import HEAD_NAMES, is_inside
 from lorakeet.base.errors import FileFormatError
-from lorakeet.base.recipe import MethodSettings
+from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.run_folder import sha256_file, write_json
 from lorakeet.models.quiet import no_bars
 

@@ -117,25 +117,28 @@ def packed(model: nn.Module, bounds: tuple[int, ...]) -> Iterator[None]:
 
 
 def attend(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None,
-    dropout: float = 0.0, scaling: float | None = None, is_causal: bool | None = None,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
     **options: Any,
-) -> tuple[Tensor, None]:  # fmt: skip
+) -> tuple[Tensor, None]:
     """transformers' attention call, document by document.
 
     Args:
         query: [1, H, T, D]; key and value may have fewer heads.
+        options: transformers' dropout, scaling, is_causal, sliding_window and softcap.
 
     Returns:
         ([1, T, H, D], None).
     """
     bounds = _BOUNDS.get()
     if bounds is None:
-        return sdpa_attention_forward(
-            module, query, key, value, attention_mask, dropout=dropout, scaling=scaling,
-            is_causal=is_causal, **options,
-        )  # fmt: skip
-    causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
+        return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
+    causal = options.get("is_causal")
+    causal = getattr(module, "is_causal", True) if causal is None else causal
+    dropout, scaling = options.get("dropout", 0.0), options.get("scaling")
     window, cap = options.get("sliding_window"), options.get("softcap")
     parts = []
     for start, end in zip(bounds, bounds[1:], strict=False):

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from lorakeet.base.recipe import MethodSettings
+from lorakeet.base.method_settings import MethodSettings
 from lorakeet.plan.families import CLASS_HEADS
 from lorakeet.plan.model_facts import ModelFacts
 from lorakeet.plan.parts import ADAPTABLE, Part

@@ -1,4 +1,4 @@
-"""The training loop: steps, looks at the validation data, checkpoints, an end.
+"""The acts of a training run: a step, a look at the validation data, a checkpoint.
 
 Who watches and who validates are arguments, so this floor knows neither the
 console nor the evaluation.  Rows, rates and dropout follow from (seed, step)
@@ -7,7 +7,6 @@ alone; with the tensors of a checkpoint that makes a resumed run bit-identical.
 
 from __future__ import annotations
 
-import time
 from collections import deque
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -24,7 +23,6 @@ from lorakeet.base.records import EncodedSample, StepReport, Validation
 from lorakeet.base.run_folder import RunFolder
 from lorakeet.data.order import StepOrder
 from lorakeet.data.prepare import PreparedData
-from lorakeet.models.fast import fast_units
 from lorakeet.train.checkpoint import (
     Checkpoint,
     collect_moments,
@@ -65,27 +63,8 @@ class TrainJob:
     resume_from: Path | None = None
 
 
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """How a run ended.
-
-    Args:
-        steps: the last step that was made.
-        stopped_because: a finished sentence.
-        tokens_per_s: real tokens over the time inside steps.
-    """
-
-    steps: int
-    best_step: int
-    best_values: dict[str, float]
-    stopped_because: str
-    tokens_per_s: float
-    duration_s: float
-    interrupted: bool
-
-
 class TrainLoop:
-    """A run in progress; ``train_model`` is its one user."""
+    """A run in progress; ``train.fit`` is its one user."""
 
     def __init__(self, job: TrainJob, emit: Emit, validate: Callable[[], Validation]) -> None:
         settings = job.recipe.train
@@ -252,64 +231,3 @@ class TrainLoop:
         self.emit(
             "step", **asdict(report), tokens_per_s=tokens_per_s, num_steps=self.order.num_steps
         )
-
-
-def train_model(
-    job: TrainJob,
-    *,
-    emit: Emit,
-    validate: Callable[[], Validation],
-    stop_requested: Callable[[], bool] = lambda: False,
-) -> TrainResult:
-    """Trains until the steps, the patience or the user end it; the best weights stay.
-
-    Args:
-        validate: called in evaluation mode without gradients.
-        stop_requested: asked after each step; True publishes a checkpoint and stops.
-
-    Raises:
-        BadBatchError: a loss, gradient or weight is not finite; nothing of it is kept.
-        MachineError: a checkpoint cannot be written.
-    """
-    with fast_units(job.model) as units:
-        loop = TrainLoop(job, emit, validate)
-        emit("path", packing=loop.runner.packs, units=units)
-        return _run(loop, stop_requested)
-
-
-def _run(loop: TrainLoop, stop_requested: Callable[[], bool]) -> TrainResult:
-    """Steps and looks until something ends them."""
-    started_s = time.perf_counter()
-    if loop.job.resume_from is not None:
-        loop.restore()
-    if loop.step == 0:
-        loop.start()
-    reason, is_interrupted = "All steps are made.", False
-    while loop.step < loop.order.num_steps and not loop.tracker.should_stop:
-        loop.make_step()
-        if loop.is_due(loop.look_every):
-            loop.look()
-        if loop.is_due(loop.settings.checkpoint_every_steps):
-            loop.save()
-        if stop_requested() and loop.step < loop.order.num_steps:
-            if loop.saved_step != loop.step:
-                loop.save()
-            reason, is_interrupted = "Stopped on request.", True
-            break
-    if loop.tracker.should_stop and not is_interrupted:
-        reason = (
-            f"{loop.tracker.metric} has not improved for {loop.tracker.looks_since} looks; the "
-            f"best is step {loop.tracker.best_step}."
-        )
-        loop.emit("early_stop", step=loop.step, reason=reason, best_step=loop.tracker.best_step)
-    if not is_interrupted:
-        loop.finish()
-    return TrainResult(
-        steps=loop.step,
-        best_step=loop.tracker.best_step,
-        best_values=loop.tracker.best_values,
-        stopped_because=reason,
-        tokens_per_s=loop.num_tokens / max(loop.step_time_s, 1e-9),
-        duration_s=time.perf_counter() - started_s,
-        interrupted=is_interrupted,
-    )

@@ -12,7 +12,8 @@ import torch
 from torch import nn
 
 from lorakeet.base.errors import RequestError
-from lorakeet.base.recipe import MethodSettings, TrainSettings
+from lorakeet.base.method_settings import MethodSettings
+from lorakeet.base.recipe import TrainSettings
 
 BETAS = (0.9, 0.999)
 FULL_BETAS = (0.9, 0.98)  # a shorter memory of gradient squares, as small full runs want

@@ -24,7 +24,7 @@ from torch import Tensor
 
 from lorakeet.api.planning import check_data
 from lorakeet.api.resolve import read_installed_versions, recipe_of_run, to_recipe
-from lorakeet.api.training import pad_id_of
+from lorakeet.api.session import pad_id_of
 from lorakeet.base.errors import DataError
 from lorakeet.base.proofs import Proof, find_excess, write_proof
 from lorakeet.base.recipe import Recipe

@@ -1,0 +1,114 @@
+"""The section ``method`` of a recipe: which parameters are trained, and in which form."""
+
+from __future__ import annotations
+
+from typing import Literal
+
+from pydantic import model_validator
+
+from lorakeet.base.section import Names, Section, setting
+
+MethodKind = Literal["lora", "full"]
+Start = Literal["default", "pissa", "pissa-fast"]
+
+
+class AdaLoraSettings(Section):
+    """AdaLoRA: modules start at method.rank, and the budget falls to target_rank on average."""
+
+    target_rank: int = setting(
+        8, "the mean r of all modules at the end", why="the paper's largest budget", ge=1
+    )
+    warmup_fraction: float = setting(
+        0.1, "share of the steps before a rank is taken away", why="scores need history", ge=0, lt=1
+    )
+    settle_fraction: float = setting(
+        0.3, "share of the steps with the final ranks", why="the paper's runs keep 20 to 60 %",
+        ge=0, lt=1,
+    )  # fmt: skip
+    every_steps: int = setting(10, "steps between two choices of ranks", why="as the paper", ge=1)
+    beta1: float = setting(0.85, "memory of the sensitivity", why="the paper's value", gt=0, lt=1)
+    beta2: float = setting(0.85, "memory of its uncertainty", why="the paper's value", gt=0, lt=1)
+    orthogonality: float = setting(
+        0.5, "weight of the penalty that keeps P and Q orthogonal", why="as PEFT", ge=0
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> AdaLoraSettings:
+        if self.warmup_fraction + self.settle_fraction >= 1:
+            raise ValueError("warmup_fraction and settle_fraction need a sum below 1")
+        return self
+
+
+_OFF = (None, False, (), "default")
+_LORA_ONLY = ("adalora", "lora_plus_ratio", "rslora", "dora", "start", "modules_to_save")
+
+
+class MethodSettings(Section):
+    """Which parameters are trained: W' = W + (alpha / r) B A, or all of them."""
+
+    kind: MethodKind = setting("lora", "lora trains an adapter, full trains every weight")
+    rank: int = setting(
+        16, "r, the inner size of B A", why="enough for most specialist data sets", ge=1
+    )
+    alpha: float = setting(
+        32.0, "the adapter is scaled by alpha / r", why="2 r is the common choice", gt=0
+    )
+    dropout: float = setting(
+        0.0, "dropout before A", why="no gain measured on 1 to 3 epochs", ge=0, lt=1
+    )
+    targets: str | Names = setting(
+        "all-linear",
+        "all-linear, a module name, a list of names, or a regular expression",
+        why="attention-only is worse even at equal size (arXiv:2405.09673)",
+    )
+    rslora: bool = setting(
+        False, "scale by alpha / sqrt(r)", why="repairs high ranks (arXiv:2312.03732)"
+    )
+    dora: bool = setting(
+        False,
+        "train magnitude and direction apart (DoRA)",
+        why="helps low ranks, and a step takes longer (arXiv:2402.09353)",
+    )
+    start: Start = setting(
+        "default",
+        "where B A starts: at zero, or at the weight's principal directions (PiSSA)",
+        why="pissa learns faster at first (arXiv:2404.02948), zero is proven everywhere",
+    )
+    lora_plus_ratio: float | None = setting(
+        None, "learning rate of B over that of A; 16 is LoRA+ (arXiv:2402.12354)", gt=0
+    )
+    rank_pattern: dict[str, int] = setting({}, "another rank for matching module names")
+    alpha_pattern: dict[str, float] = setting({}, "another alpha for matching module names")
+    adalora: AdaLoraSettings | None = setting(
+        None, "a rank budget that goes where it matters (AdaLoRA, arXiv:2303.10512)"
+    )
+    modules_to_save: Names = setting(
+        (), "modules trained in full and saved with the adapter, such as a new head"
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> MethodSettings:
+        problems = [
+            f"rank_pattern gives {name} rank {r}; it needs at least 1"
+            for name, r in self.rank_pattern.items()
+            if r < 1
+        ]
+        problems += [
+            f"alpha_pattern gives {name} alpha {alpha}; it needs more than 0"
+            for name, alpha in self.alpha_pattern.items()
+            if not alpha > 0
+        ]
+        if self.adalora:
+            others = [key for key in ("dora", "rslora", "start") if getattr(self, key) not in _OFF]
+            problems += [f"adalora has its own form, so {key} cannot be on" for key in others]
+            if (goal := self.adalora.target_rank) > self.rank:
+                problems.append(
+                    f"adalora.target_rank {goal} is above rank {self.rank}, where the budget starts"
+                )
+        if self.kind == "full":
+            problems += [
+                f"{name} needs kind: lora" for name in _LORA_ONLY if getattr(self, name) not in _OFF
+            ]
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
