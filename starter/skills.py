@@ -212,7 +212,9 @@ def look_up(rng: random.Random) -> Pair:
     if rng.random() < 0.5:
         names, cities = rng.sample(w.NAMES, 3), rng.sample(w.CITIES, 3)
         number = rng.randint(2, 3)
-        facts = " ".join(f"{n} lives in {c}." for n, c in list(zip(names, cities, strict=True))[:number])
+        facts = " ".join(
+            f"{n} lives in {c}." for n, c in list(zip(names, cities, strict=True))[:number]
+        )
         asked = rng.randrange(number)
         phrases = [
             f"{facts} Where does {names[asked]} live?",
