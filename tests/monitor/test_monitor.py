@@ -126,3 +126,21 @@ def test_zeros_that_come_and_go_are_one_episode():
 def test_an_overfit_run_is_told_once_though_its_validation_wavers():
     events = [look(10, 1.0, 1.0), look(20, 1.5, 0.5), look(30, 0.99, 0.5), look(40, 1.6, 0.5)]
     assert alarms(events) == [("overfit", 20)]
+
+
+def test_losses_that_differ_by_their_nature_are_no_spikes_and_no_plateau():
+    draw = random.Random(1)
+    losses = [6.0 if n % 9 == 0 else draw.uniform(0.2, 2.0) for n in range(600)]
+    assert not alarms([("step", step(n, loss)) for n, loss in enumerate(losses, 1)])
+
+
+def test_no_plateau_while_validation_improves():
+    events = []
+    for n in range(1, 601):
+        events.append(("step", step(n, 1.0)))
+        if n % 50 == 0:
+            values = {"loss": 2.0 - n / 600}
+            events.append(("evaluation", {"step": n, "values": values, "train_loss": 1.0}))
+    assert "plateau" not in [code for code, _ in alarms(events)]
+    steps_only = [event for event in events if event[0] == "step"]
+    assert [code for code, _ in alarms(steps_only)] == ["plateau"]

@@ -1,10 +1,11 @@
 """Alarms: what looks wrong in the stream of events, in plain words with a remedy.
 
     overfit       validation loss >= 1.3 x training loss, and rising above its best
-    spike         loss > 3 x the median of the last 20 steps
+    spike         loss > 3 x the median of the last 60 steps, and > 1.5 x the highest of them
     stuck         the gradient is exactly zero, so nothing is learned
     zero          the loss is exactly zero
-    plateau       the median loss of the last 60 steps is not below that of the 60 before
+    plateau       the median loss of the last 60 steps is not below that of the 60 before, both
+                  are known to 10 %, and no look in between found a better validation loss
     zero-factor   an A or B of the adapter is still zero at a look after step 3
     unlike-base   before step 1 the loss is not the base's, as an empty adapter's must be
     no-knowledge  before step 1 the loss is that of a guess among all tokens, ln V
@@ -28,9 +29,12 @@ from lorakeet.base.events import Emit
 
 OVERFIT_RATIO = 1.3
 SPIKE_RATIO = 3.0
-SPIKE_WINDOW_STEPS = 20
+SPIKE_OVER_HIGHEST = 1.5  # rows of several kinds have losses that differ by nature
+SPIKE_WINDOW_STEPS = 60
+SPIKE_FEWEST_STEPS = 20
 PLATEAU_STEPS = 60
 PLATEAU_GAIN_FRACTION = 0.005
+PLATEAU_NOISE_FRACTION = 0.1
 PLATEAU_END_FRACTION = 0.1  # five times the noise of a median of 60 losses that vary by 10 %
 GOOD_STEPS = 20
 FACTOR_STEPS = 3
@@ -48,6 +52,7 @@ class AlarmWatch:
 
     def __init__(self, emit: Emit) -> None:
         self._emit = emit
+        self._recent: deque[float] = deque(maxlen=SPIKE_WINDOW_STEPS)
         self._losses: deque[float] = deque(maxlen=2 * PLATEAU_STEPS)
         self._best_validation = float("inf")
         self._sounding: set[str] = set()
@@ -69,10 +74,11 @@ class AlarmWatch:
 
     def _hear_step(self, fields: dict[str, Any]) -> None:
         step, loss = fields["step"], fields["loss"]
-        recent = list(self._losses)[-SPIKE_WINDOW_STEPS:]
-        usual = median(recent) if len(recent) == SPIKE_WINDOW_STEPS else None
-        self._hold("spike", usual is not None and loss > SPIKE_RATIO * usual, step,
-                  f"the loss is {loss:.3g}, and was {usual or 0:.3g} before. Often one odd batch, "
+        recent = list(self._recent)
+        usual = median(recent) if len(recent) >= SPIKE_FEWEST_STEPS else float("inf")
+        is_spike = loss > max(SPIKE_RATIO * usual, SPIKE_OVER_HIGHEST * max(recent, default=loss))
+        self._hold("spike", is_spike, step,
+                  f"the loss is {loss:.3g}, and was {usual:.3g} before. Often one odd batch, "
                   "or a learning rate that is too high: lower train.learning_rate.")  # fmt: skip
         self._hold("stuck", fields["gradient_norm"] == 0, step,
                   "the gradient is exactly zero, so nothing is learned. No trained parameter "
@@ -80,6 +86,8 @@ class AlarmWatch:
         self._hold("zero", loss == 0, step,
                   "the loss is exactly zero. Either the samples are known by heart or hardly any "
                   "token is trained: look at them with 'lorakeet data show'.")  # fmt: skip
+        if not is_spike:
+            self._recent.append(loss)
         self._losses.append(loss)
         self._watch_plateau(step)
 
@@ -89,6 +97,7 @@ class AlarmWatch:
             return
         older, newer = median(losses[:PLATEAU_STEPS]), median(losses[PLATEAU_STEPS:])
         is_flat = newer > (1 - PLATEAU_GAIN_FRACTION) * older and newer > 0.05
+        is_flat &= _noise_of_median(losses) < PLATEAU_NOISE_FRACTION * newer
         if is_flat and "plateau" not in self._sounding:
             self._plateau_loss = newer
         is_over = newer < (1 - PLATEAU_END_FRACTION) * self._plateau_loss
@@ -122,6 +131,8 @@ class AlarmWatch:
         if seen is None or not trained:
             return
         is_overfit = seen >= OVERFIT_RATIO * trained and seen > self._best_validation
+        if seen < (1 - PLATEAU_GAIN_FRACTION) * self._best_validation:
+            self._losses.clear()  # whatever the noise of the steps says, the model still learns
         self._best_validation = min(self._best_validation, seen)
         self._set("overfit", is_overfit, fields["step"],
                   f"the validation loss ({seen:.3g}) is {seen / trained:.1f} x the training loss "
@@ -150,6 +161,16 @@ class AlarmWatch:
             self._emit("alarm", code=code, message=message, step=step)
         elif not is_on if is_over is None else is_over:
             self._sounding.discard(code)
+
+
+def _noise_of_median(losses: list[float]) -> float:
+    """Two standard errors of the difference of the medians of the halves of ``losses``.
+
+    SE = 1.25 sigma / sqrt(n / 2),   sigma = 1.48 median |x - median(x)|
+    """
+    middle = median(losses)
+    sigma = 1.48 * median(abs(loss - middle) for loss in losses)
+    return 2 * 2**0.5 * 1.25 * sigma / (len(losses) / 2) ** 0.5
 
 
 def _are_close(one: float, two: float) -> bool:
