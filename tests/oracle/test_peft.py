@@ -42,6 +42,11 @@ def peft_model(family: str, settings: Lora, targets: list[str]):
 
 
 def compare(family: str, number: int) -> None:
+    """In float32 our errors against PEFT in float64 are not above PEFT's own in float32.
+
+    A bound between two float32 results would fail for settings that amplify rounding (a
+    scale of 32 on large random factors): there PEFT itself is 1e-3 from the exact gradient.
+    """
     rng = random.Random(f"{family}-{number}")
     settings = random_settings(rng, family)
     ours = build(family)
@@ -57,18 +62,27 @@ def compare(family: str, number: int) -> None:
         if p.requires_grad
     }
     assert own.keys() == other.keys()
+    size = 0.2 / max(1, settings.alpha / settings.rank) ** 0.5
     with torch.no_grad():
         for key, parameter in own.items():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator) * 0.2)
+            parameter.copy_(torch.randn(parameter.shape, generator=generator) * size)
             other[key].copy_(parameter)
     ids = some_ids(seed=number)
-    outputs = [model(input_ids=ids).logits for model in (ours, theirs)]
-    assert torch.allclose(*outputs, atol=1e-5, rtol=1e-5)
-    for output in outputs:
-        output.square().mean().backward()
-    for key, parameter in own.items():
-        scale = other[key].grad.abs().max().clamp(min=1e-3)
-        assert ((parameter.grad - other[key].grad).abs().max() / scale) < 1e-5, key
+    found, seen = answer(ours, own, ids), answer(theirs, other, ids)
+    exact = answer(theirs.double(), other, ids)
+    for key, truth in exact.items():
+        scale = truth.abs().max().clamp(min=1e-3)
+        error, theirs_error = ((x[key] - truth).abs().max() / scale for x in (found, seen))
+        assert error < 2e-5 + 2 * theirs_error, (key, float(error), float(theirs_error))
+
+
+def answer(model, parameters, ids):
+    """Logits and gradients in double, computed in the dtype of the model."""
+    model.zero_grad()
+    logits = model(input_ids=ids).logits
+    logits.square().mean().backward()
+    found = {key: parameter.grad.double() for key, parameter in parameters.items()}
+    return {"logits": logits.detach().double(), **found}
 
 
 @pytest.mark.parametrize("family", list(ALL))

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from lorakeet.adapters.layer import LoraLayer, sizes_of
+from lorakeet.adapters.fused import LoraProduct, can_fuse
+from lorakeet.adapters.layer import LoraLayer, is_conv1d, sizes_of
 
 
 class LoraLinear(LoraLayer):
@@ -47,12 +48,27 @@ class LoraLinear(LoraLayer):
         """(A [r, in], B [out, r])."""
         return self.lora_A[name].weight, self.lora_B[name].weight
 
+    def _is_plain(self, name: str, x: Tensor) -> bool:
+        """Whether h is W0 x + b + s B A x and nothing else, which one function computes."""
+        has_form = name in self.lora_E or name in self.start_A or name in self.lora_magnitude_vector
+        drops = self.dropouts[name].training and isinstance(self.dropouts[name], nn.Dropout)
+        is_known = type(self.base_layer) is nn.Linear or is_conv1d(self.base_layer)
+        return (
+            is_known
+            and not (has_form or drops or self.base_layer._forward_hooks)
+            and can_fuse(x, self.weight, self.bias, self.factors(name)[0])
+        )
+
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W0 x + scale B A dropout(x), in the dtype of the base's answer."""
-        h = self.base_layer(x, *args, **kwargs)
-        if self.active is None or self.merged is not None:
-            return h
         name = self.active
+        if name is None or self.merged is not None:
+            return self.base_layer(x, *args, **kwargs)
+        if self._is_plain(name, x):
+            W0, (A, B) = self.weight, self.factors(name)
+            W0 = W0.T if self.is_transposed else W0
+            return LoraProduct.apply(x, W0, self.bias, A, B, self.scales[name])
+        h = self.base_layer(x, *args, **kwargs)
         A, B = self.factors(name)
         x = x.to(A.dtype)
         dropped = self.dropouts[name](x)
