@@ -17,7 +17,7 @@ from starter.build_corpus import is_held_out, make_any, to_messages, write_rows
 from starter.facts import RULES, asked_facts, chinese_sentences, english_sentences
 from starter.skills import SKILLS
 
-GENERAL_ROWS = 3000
+GENERAL_ROWS = 9000
 
 
 def write_handbook(path: Path) -> None:
