@@ -9,7 +9,9 @@ their first use, so ``import lorakeet`` costs milliseconds and no torch.
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
+from types import ModuleType
 from typing import Any
 
 __version__ = "0.1.0"
@@ -42,6 +44,27 @@ def __getattr__(name: str) -> Any:
     if name not in _HOME_OF:
         raise AttributeError(f"module 'lorakeet' has no attribute '{name}'")
     return getattr(import_module(_HOME_OF[name]), name)
+
+
+class _Floor(ModuleType):
+    """A floor that is called like the verb of the same name: ``lk.train``, ``lk.plan``."""
+
+    def __call__(self, *args: Any, **kwargs: Any) -> Any:
+        """Calls the verb."""
+        return __getattr__(self.__name__.rpartition(".")[2])(*args, **kwargs)
+
+
+class _Package(ModuleType):
+    """This package: importing ``lorakeet.train`` puts the floor where the verb was looked up."""
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        """Keeps what the import system sets, and lets a floor stand for its verb."""
+        if name in _HOME_OF and type(value) is ModuleType:
+            value.__class__ = _Floor
+        super().__setattr__(name, value)
+
+
+sys.modules[__name__].__class__ = _Package
 
 
 def __dir__() -> list[str]:
