@@ -11,6 +11,7 @@ from lorakeet.api.proofs.accumulation import verify_accumulation
 from lorakeet.api.proofs.adapter import verify_adapter
 from lorakeet.api.proofs.data import verify_data
 from lorakeet.api.proofs.merge import verify_merge
+from lorakeet.api.proofs.packing import UNPACKED, verify_packing
 from lorakeet.api.proofs.resume import verify_resume
 from lorakeet.api.training import train
 from lorakeet.base.errors import FileFormatError
@@ -144,6 +145,35 @@ def test_a_mean_of_means_is_found(run, monkeypatch):
     monkeypatch.setattr(step.StepRunner, "_accumulate", mean_of_means)
     proof = verify_accumulation(run)
     assert not proof.passed and proof.figures["gradient_relative_difference"] > 1e-3
+
+
+def test_packed_samples_teach_what_they_teach_alone(run):
+    proof = verify_packing(run)
+    assert proof.passed and not proof.notes, proof.problems
+    assert 0 < proof.figures["gradient_relative_difference"] < 1e-4
+    assert proof.figures["num_cuts"] == 4 and proof_of(run, "packing")["passed"]
+    assert "packed end to end" in write_report(RunFolder(run)).read_text()
+
+
+def test_documents_that_see_each_other_are_found(run, monkeypatch):
+    from lorakeet.train import step
+
+    honest = step.score_pack
+
+    def leaky(model, ids, positions, mask, bounds):
+        return honest(model, ids, positions, mask, (0, bounds[-1]))
+
+    monkeypatch.setattr(step, "score_pack", leaky)
+    proof = verify_packing(run)
+    assert not proof.passed and proof.figures["gradient_relative_difference"] > 1e-3
+
+
+def test_a_model_that_is_never_packed_is_compared_padded_and_says_so(run, monkeypatch):
+    from lorakeet.models import packed
+
+    monkeypatch.setattr(packed, "_answers_alike", lambda *_: False)
+    proof = verify_packing(run)
+    assert proof.passed and proof.notes == (UNPACKED,) and proof.figures["num_cuts"] == 2
 
 
 def test_a_resumed_run_has_the_same_bytes_and_leaves_nothing_behind(run):

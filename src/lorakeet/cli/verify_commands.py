@@ -42,6 +42,17 @@ def accumulation(
 
 
 @APP.command()
+def packing(
+    place: Annotated[Path, typer.Argument(help="A recipe file, or the folder of a run.")],
+    as_json: Json = False,
+) -> None:
+    """Compare one step packed, padded and one sample by one: the gradients must be the same."""
+    from lorakeet.api.proofs.packing import verify_packing
+
+    _show(verify_packing(place), as_json)
+
+
+@APP.command()
 def resume(
     run: Run,
     steps: Annotated[int, typer.Option(help="Optimiser steps before and after the stop.")] = 4,
