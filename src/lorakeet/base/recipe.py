@@ -115,6 +115,11 @@ class TrainSettings(Section):
         "samples lie end to end without padding and do not see each other",
         why="same gradients, no wasted slot; a model whose answers would differ is padded",
     )
+    share_prefixes: bool = setting(
+        True,
+        "tokens that samples of a pack open with are computed once",
+        why="same gradients; off by itself under dropout and where little is shared",
+    )
     schedule: Schedule = setting("cosine", "how the rate falls after the warm-up")
     warmup_fraction: float = setting(0.03, "share of the steps with a rising rate", ge=0, lt=1)
     weight_decay: float = setting(0.0, "AdamW's decay of matrices", ge=0)

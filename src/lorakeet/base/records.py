@@ -149,24 +149,32 @@ class Batch:
 class Pack:
     """Samples of one micro-batch end to end in one row, without padding.
 
+    Where samples open with the same tokens, these stand once, as a segment that is the
+    parent of what follows it in each sample.
+
     Args:
         ids_T: int64.
-        positions_T: int64, counted from 0 in each document.
-        mask_T: bool, True at trained targets; the first of a document is never one.
-        bounds: N + 1 places; document n is ``ids_T[bounds[n]:bounds[n + 1]]``.
+        positions_T: int64, counted from 0 in each sample.
+        counts_T: int64, the samples that train on this token; the first of a sample is
+            never trained, and a token stands for one sample where nothing is shared.
+        bounds: S + 1 places; segment s is ``ids_T[bounds[s]:bounds[s + 1]]``.  Without
+            parents a segment is a whole sample.
+        parents: of each segment the earlier segment that it goes on from, or -1; empty
+            when nothing is shared.
         labels_N: int64, class indices (-1 for language modelling).
     """
 
     ids_T: np.ndarray
     positions_T: np.ndarray
-    mask_T: np.ndarray
+    counts_T: np.ndarray
     bounds: tuple[int, ...]
     labels_N: np.ndarray
+    parents: tuple[int, ...] = ()
 
     @property
     def num_targets(self) -> int:
         """Trained tokens, or rows when the rows carry class labels."""
-        return int(self.mask_T.sum()) or int((self.labels_N >= 0).sum())
+        return int(self.counts_T.sum()) or int((self.labels_N >= 0).sum())
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

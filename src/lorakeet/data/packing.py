@@ -14,6 +14,7 @@ import numpy as np
 
 from lorakeet.base.errors import RequestError
 from lorakeet.base.records import EncodedSample, Pack
+from lorakeet.data.prefixes import Prefixes, lay_out
 
 
 def pack_rows(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
@@ -42,22 +43,34 @@ def pack_rows(lengths: Sequence[int], max_tokens: int) -> list[list[int]]:
     return packs
 
 
-def build_pack(samples: Sequence[EncodedSample]) -> Pack:
-    """Samples end to end.
+def build_pack(samples: Sequence[EncodedSample], prefixes: Prefixes | None = None) -> Pack:
+    """Samples end to end, what they share standing once.
+
+    Args:
+        prefixes: the openings that these samples share; None lays each sample whole.
 
     Raises:
         RequestError: there is no sample, or no sample has anything to train.
+
+    Guarantees: every token of every sample stands in the row, and every trained token is
+        counted once for each sample that trains it.
     """
     if not samples:
         raise RequestError("a pack needs at least one sample.")
     lengths = [len(sample.ids) for sample in samples]
+    apart = Prefixes(order=tuple(range(len(samples))), depths=(0,) * len(samples))
+    tree = lay_out(lengths, prefixes or apart)
+    ids_T, positions_T, counts_T = (np.zeros(tree.bounds[-1], dtype=np.int64) for _ in range(3))
+    for sample, path in zip(samples, tree.paths, strict=True):
+        places = np.concatenate([np.arange(tree.bounds[s], tree.bounds[s + 1]) for s in path])
+        ids_T[places] = sample.ids
+        positions_T[places] = np.arange(len(places))
+        counts_T[places] += np.asarray(sample.mask, dtype=bool)
     pack = Pack(
-        ids_T=np.concatenate([np.asarray(s.ids, dtype=np.int64) for s in samples]),
-        positions_T=np.concatenate([np.arange(length, dtype=np.int64) for length in lengths]),
-        mask_T=np.concatenate([np.asarray(s.mask, dtype=bool) for s in samples]),
-        bounds=tuple(int(end) for end in np.cumsum([0, *lengths])),
+        ids_T=ids_T, positions_T=positions_T, counts_T=counts_T, bounds=tree.bounds,
+        parents=tree.parents if any(parent >= 0 for parent in tree.parents) else (),
         labels_N=np.asarray([sample.label for sample in samples], dtype=np.int64),
-    )
+    )  # fmt: skip
     if not pack.num_targets:
         places = ", ".join(str(sample.origin) for sample in samples[:3])
         raise RequestError(f"a pack without any trained token ({places}) cannot be built.")

@@ -25,17 +25,17 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
+from lorakeet.models.attention import How, Layout, attend_segments
 from lorakeet.models.head import backbone_of, evaluation_mode
 
 NAME = "lorakeet_packed"
 PROBE_LENGTHS = (5, 3)
 _FAILURES = (TypeError, ValueError, AttributeError, IndexError, RuntimeError, StopIteration)
-_BOUNDS: ContextVar[tuple[int, ...] | None] = ContextVar("lorakeet_pack_bounds", default=None)
+_LAYOUT: ContextVar[Layout | None] = ContextVar("lorakeet_pack_layout", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -45,11 +45,13 @@ class PackFacts:
     Args:
         is_packable: packed documents answer as they do alone.
         is_row_packable: a classifier's logits too.
+        is_shareable: documents answer as they do alone when their common opening stands once.
         first_position: the position of a document's first token.
     """
 
     is_packable: bool
     is_row_packable: bool
+    is_shareable: bool
     first_position: int
 
 
@@ -59,7 +61,7 @@ _FOUND: WeakKeyDictionary[nn.Module, PackFacts] = WeakKeyDictionary()
 def read_pack_facts(model: nn.Module) -> PackFacts:
     """Whether a model's documents can be packed; measured at the first call and remembered.
 
-    Cost: at most five forward passes over eight tokens, once a model.
+    Cost: at most eight forward passes over eight tokens, once a model.
     """
     if model not in _FOUND:
         padding_idx = getattr(model.config, "pad_token_id", None) or 0
@@ -69,6 +71,7 @@ def read_pack_facts(model: nn.Module) -> PackFacts:
             _FOUND[model] = PackFacts(
                 is_packable=bool(firsts), first_position=first,
                 is_row_packable=bool(firsts) and _classifies_alike(model, first),
+                is_shareable=bool(firsts) and _shares_alike(model, first),
             )  # fmt: skip
     return _FOUND[model]
 
@@ -101,17 +104,23 @@ def first_tokens_only(model: nn.Module, bounds: tuple[int, ...]) -> Iterator[Non
 
 
 @contextmanager
-def packed(model: nn.Module, bounds: tuple[int, ...]) -> Iterator[None]:
-    """Inside, the model's attention keeps the documents of a row apart."""
+def packed(
+    model: nn.Module, bounds: tuple[int, ...], parents: tuple[int, ...] = ()
+) -> Iterator[None]:
+    """Inside, the model's attention keeps the documents of a row apart.
+
+    Args:
+        parents: of each segment the one that it goes on from; see ``base.records.Pack``.
+    """
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
     former = {key: config._attn_implementation for key, config in configs.items()}
-    token = _BOUNDS.set(bounds)
+    token = _LAYOUT.set(Layout.build(bounds, parents))
     try:
         for config in configs.values():
             config._attn_implementation = NAME
         yield
     finally:
-        _BOUNDS.reset(token)
+        _LAYOUT.reset(token)
         for key, config in configs.items():
             config._attn_implementation = former[key]
 
@@ -133,65 +142,21 @@ def attend(
     Returns:
         ([1, T, H, D], None).
     """
-    bounds = _BOUNDS.get()
-    if bounds is None:
+    layout = _LAYOUT.get()
+    if layout is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     causal = options.get("is_causal")
-    causal = getattr(module, "is_causal", True) if causal is None else causal
-    dropout, scaling = options.get("dropout", 0.0), options.get("scaling")
-    window, cap = options.get("sliding_window"), options.get("softcap")
-    parts = []
-    for start, end in zip(bounds, bounds[1:], strict=False):
-        q, k, v = (x[:, :, start:end] for x in (query, key, value))
-        k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
-        if cap is not None:
-            parts.append(
-                _attend_with_cap(q, k, v, cap, scaling, _mask(end - start, causal, window))
-            )
-            continue
-        is_windowed = window is not None and end - start > window
-        mask = _mask(end - start, causal, window).to(q.device) if is_windowed else None
-        parts.append(
-            F.scaled_dot_product_attention(
-                q,
-                k,
-                v,
-                attn_mask=mask,
-                dropout_p=dropout,
-                scale=scaling,
-                is_causal=causal and mask is None and end - start > 1,
-            )  # fmt: skip
-        )
-    return torch.cat(parts, dim=2).transpose(1, 2).contiguous(), None
-
-
-def _repeat(x: Tensor, heads: int) -> Tensor:
-    """Key-value heads repeated for the query heads that share them."""
-    groups = heads // x.shape[1]
-    return x if groups == 1 else x.repeat_interleave(groups, dim=1)
-
-
-def _mask(length: int, causal: bool, window: int | None) -> Tensor:
-    """Bool [length, length], True where a query (row) sees a key (column)."""
-    place = torch.arange(length)
-    distance = place[:, None] - place[None, :]
-    seen = distance >= 0 if causal else torch.ones(length, length, dtype=torch.bool)
-    return seen & (distance.abs() < window) if window is not None else seen
-
-
-def _attend_with_cap(
-    q: Tensor, k: Tensor, v: Tensor, cap: float, scaling: float | None, mask: Tensor
-) -> Tensor:
-    """Gemma 2's attention, z -> c tanh(z / c) before the softmax."""
-    scale = scaling if scaling is not None else q.shape[-1] ** -0.5
-    scores = cap * torch.tanh(q @ k.transpose(-1, -2) * scale / cap)
-    scores = scores.masked_fill(~mask.to(q.device), float("-inf"))
-    return torch.softmax(scores.float(), -1).to(q.dtype) @ v
+    how = How(
+        is_causal=getattr(module, "is_causal", True) if causal is None else causal,
+        dropout=options.get("dropout", 0.0), scaling=options.get("scaling"),
+        window=options.get("sliding_window"), soft_cap=options.get("softcap"),
+    )  # fmt: skip
+    return attend_segments(query, key, value, layout, how).transpose(1, 2).contiguous(), None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' mask builder: none for a pack, its own otherwise."""
-    return None if _BOUNDS.get() is not None else sdpa_mask(*args, **kwargs)
+    return None if _LAYOUT.get() is not None else sdpa_mask(*args, **kwargs)
 
 
 def _answers_alike(model: nn.Module, first: int) -> bool:
@@ -205,6 +170,24 @@ def _answers_alike(model: nn.Module, first: int) -> bool:
     except _FAILURES:
         return False
     return _is_near(together, torch.cat(apart, dim=1))
+
+
+def _shares_alike(model: nn.Module, first: int) -> bool:
+    """Whether two documents answer alike apart and with their first tokens standing once."""
+    ids, _, bounds = _probe(model, first)
+    opening, end = bounds[1] // 2, bounds[2]
+    layout = (0, opening, *bounds[1:])
+    positions = torch.arange(end, device=ids.device)[None] + first
+    positions[:, bounds[1] :] -= bounds[1] - opening
+    other = torch.cat([ids[:, :opening], ids[:, bounds[1] :]], dim=1)
+    backbone = backbone_of(model)
+    try:
+        one, two = backbone(input_ids=ids[:, : bounds[1]])[0], backbone(input_ids=other)[0]
+        with packed(model, layout, (-1, 0, 0)):
+            together = backbone(input_ids=ids, position_ids=positions)[0]
+    except _FAILURES:
+        return False
+    return _is_near(together, torch.cat([one, two[:, opening:]], dim=1))
 
 
 def _classifies_alike(model: nn.Module, first: int) -> bool:

@@ -24,8 +24,10 @@ from lorakeet.base.records import Batch, EncodedSample, Pack
 from lorakeet.data.collate import collate
 from lorakeet.data.order import split_micro_batches
 from lorakeet.data.packing import build_pack, pack_rows
+from lorakeet.data.prefixes import Prefixes, find_prefixes, pack_shared_rows, pays
 from lorakeet.models.packed import read_pack_facts
 from lorakeet.models.score import score_labels, score_pack, score_pack_labels, score_targets
+from lorakeet.models.shared import score_shared_pack
 from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS
 from lorakeet.train.optimizer import build_optimizer
 
@@ -54,6 +56,7 @@ class StepRunner:
         parameters: every trained parameter.
         micro_batch_tokens: tokens that pass the model at once, padding included.
         packs: rows lie end to end instead of padded; the model must be packable.
+        shares: what the samples of a pack open with stands once; the model must be shareable.
         penalty: added to the loss once a step; it is in the gradient, not in the report.
         after_step: called with the step's number between the optimiser's step and the
             clearing of the gradients.
@@ -66,6 +69,7 @@ class StepRunner:
     micro_batch_tokens: int
     max_gradient_norm: float
     packs: bool = False
+    shares: bool = False
     penalty: Callable[[], Tensor] | None = None
     after_step: Callable[[int], None] | None = None
 
@@ -89,8 +93,9 @@ class StepRunner:
         """
         started_s = time.perf_counter()
         lengths = [len(sample.ids) for sample in samples]
-        groups = groups or self._cut(lengths)
-        batches = [self._build([samples[i] for i in group]) for group in groups]
+        prefixes = self._find_prefixes(samples)
+        groups = groups or self._cut(lengths, prefixes)
+        batches = [self._build(samples, group, prefixes) for group in groups]
         num_targets = sum(batch.num_targets for batch in batches)
         with _own_randomness(self.parameters[0].device, hash_seed(*seed)):
             losses = self._accumulate(batches, num_targets)
@@ -116,13 +121,27 @@ class StepRunner:
             duration_s=time.perf_counter() - started_s,
         )  # fmt: skip
 
-    def _cut(self, lengths: Sequence[int]) -> list[list[int]]:
+    def _find_prefixes(self, samples: Sequence[EncodedSample]) -> Prefixes | None:
+        """What the samples of a step share, where sharing is possible and pays."""
+        if not self.shares:
+            return None
+        prefixes = find_prefixes([sample.ids for sample in samples])
+        return prefixes if pays(prefixes, sum(len(sample.ids) for sample in samples)) else None
+
+    def _cut(self, lengths: Sequence[int], prefixes: Prefixes | None) -> list[list[int]]:
         """The rows of a step in micro-batches, as positions within the step."""
+        if prefixes is not None:
+            return pack_shared_rows(lengths, prefixes, self.micro_batch_tokens)
         cut = pack_rows if self.packs else split_micro_batches
         return cut(lengths, self.micro_batch_tokens)
 
-    def _build(self, samples: Sequence[EncodedSample]) -> Batch | Pack:
-        return build_pack(samples) if self.packs else collate(samples, self.pad_id)
+    def _build(
+        self, samples: Sequence[EncodedSample], group: Sequence[int], prefixes: Prefixes | None
+    ) -> Batch | Pack:
+        chosen = [samples[i] for i in group]
+        if not self.packs:
+            return collate(chosen, self.pad_id)
+        return build_pack(chosen, prefixes.among(group) if prefixes else None)
 
     def _accumulate(self, batches: Sequence[Batch | Pack], num_targets: int) -> list[float]:
         """Adds up the gradients of all micro-batches; returns the summed loss of each."""
@@ -150,6 +169,7 @@ def build_runner(
     settings = recipe.train
     named = list(model.named_parameters())
     asked = settings.micro_batch_tokens
+    packs = settings.packing and _is_packable(model, recipe.task)
     return StepRunner(
         model=model,
         optimizer=build_optimizer(named, settings, recipe.method),
@@ -157,7 +177,8 @@ def build_runner(
         pad_id=pad_id,
         micro_batch_tokens=AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked,
         max_gradient_norm=settings.max_gradient_norm,
-        packs=settings.packing and _is_packable(model, recipe.task),
+        packs=packs,
+        shares=packs and settings.share_prefixes and _is_shareable(model, recipe.task),
         penalty=allocator.penalty if allocator else None,
         after_step=allocator.update if allocator else None,
     )
@@ -167,6 +188,26 @@ def _is_packable(model: nn.Module, task: str) -> bool:
     """Whether the model's answers stay the same when rows lie end to end."""
     facts = read_pack_facts(model)
     return facts.is_row_packable if task == "classify" else facts.is_packable
+
+
+def _is_shareable(model: nn.Module, task: str) -> bool:
+    """Whether a common opening can stand once for several samples.
+
+    Under dropout each sample would draw its own mask of the opening, so one that stands
+    for all is another computation: sharing is off.
+    """
+    return task != "classify" and not has_dropout(model) and read_pack_facts(model).is_shareable
+
+
+def has_dropout(model: nn.Module) -> bool:
+    """Whether any module drops values while it trains: nn.Dropout, or a rate of its own."""
+    rates = (
+        value
+        for module in model.modules()
+        for name, value in vars(module).items()
+        if isinstance(value, float) and (isinstance(module, nn.Dropout) or "drop" in name)
+    )
+    return any(rate > 0 for rate in rates)
 
 
 def score_batch(model: nn.Module, batch: Batch, device: torch.device | str) -> Tensor:
@@ -182,12 +223,14 @@ def score_batch(model: nn.Module, batch: Batch, device: torch.device | str) -> T
 
 def score_packed(model: nn.Module, pack: Pack, device: torch.device | str) -> Tensor:
     """The summed loss of a pack of tokens or of labelled rows."""
+    if pack.parents:
+        return score_shared_pack(model, pack, device)
     ids_T = torch.from_numpy(pack.ids_T).to(device)
     positions_T = torch.from_numpy(pack.positions_T).to(device)
     if (pack.labels_N >= 0).all():
         labels_N = torch.from_numpy(pack.labels_N).to(device)
         return score_pack_labels(model, ids_T, positions_T, pack.bounds, labels_N)[0]
-    mask_T = torch.from_numpy(pack.mask_T).to(device)
+    mask_T = torch.from_numpy(pack.counts_T > 0).to(device)
     return score_pack(model, ids_T, positions_T, mask_T, pack.bounds)[0]
 
 
