@@ -71,7 +71,7 @@ def test_the_console_is_calm_in_a_file_and_shows_what_matters():
     text = io.StringIO()
     with RunConsole(Console(file=text, width=120)) as console:
         console.emit("stage_started", stage="train")
-        console.emit("path", packing=True, units={"gate": 30})
+        console.emit("path", packing=True, units={"gate": 30}, saved_fraction=0.38)
         for number in range(1, 201):
             console.emit("step", **step(number))
         console.emit("evaluation", step=200, values={"loss": 0.5, "perplexity": 1.65})
@@ -81,6 +81,7 @@ def test_the_console_is_calm_in_a_file_and_shows_what_matters():
     told = text.getvalue()
     assert told.count("step ") < 20
     assert "packed" in told and "30 x gate" in told
+    assert "38 % of tokens are shared, so 1.6x" in told
     assert (
         "perplexity 1.65" in told and "[bold]a" in told and "spike" in told and "1 min 15" in told
     )

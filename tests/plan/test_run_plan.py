@@ -40,7 +40,7 @@ def test_plan_json_has_the_time_of_the_run_and_the_classes_of_the_data(prepare):
                   data)  # fmt: skip
     content = read_json(folder.plan)
     lora = next(row for row in content["methods"] if row["kind"] == "lora")
-    assert told == [(("plan",), {"chosen": "lora"})]
+    assert told == [(("plan",), {"chosen": "lora", "saved_fraction": 0.0})]
     if lora["tokens_per_s"]:
         assert lora["run_s"] * lora["tokens_per_s"] == pytest.approx(3 * data.train.lengths.sum())
     three = read_model_facts(resolve_base("starter"), num_labels=3)
@@ -62,3 +62,27 @@ def test_a_run_that_cannot_fit_is_refused_with_what_would(prepare, tmp_path):
 def test_run_tokens_are_those_of_all_epochs_or_of_the_last_step(train, expected):
     recipe = recipe_from_dict({"base": "b", "data": {"train": "a.jsonl"}, "train": train})
     assert count_run_tokens(recipe, [5, 15] * 30) == expected
+
+
+def test_the_plan_tells_what_samples_share_and_counts_it_once(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    system = {"role": "system", "content": "You answer briefly and kindly, in one sentence. " * 4}
+    rows = [
+        [system, {"role": "user", "content": f"Number {n}?"},
+         {"role": "assistant", "content": f"It is {n}."}]
+        for n in range(32)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps({"messages": row}) + "\n" for row in rows))
+    folder, told, shares = RunFolder(tmp_path / "run"), [], []
+    for asked in (True, False):
+        recipe = recipe_from_dict({
+            "base": "starter", "data": {"train": str(path), "validation": 0},
+            "train": {"early_stopping": None, "share_prefixes": asked},
+        })  # fmt: skip
+        data = prepare_data(recipe, read_tokenizer("starter"), folder.data, lambda *a, **k: None)
+        make_run_plan(recipe, resolve_base("starter"), folder, lambda *a, **k: told.append(k), data)
+        shares.append(read_json(folder.plan)["shared_prefixes"])
+    assert shares[1] == {"saved_fraction": 0.0, "speed_up": 1.0}
+    saved = shares[0]["saved_fraction"]
+    assert 0.5 < saved < 1 and shares[0]["speed_up"] == pytest.approx(1 / (1 - saved))
+    assert [event["saved_fraction"] for event in told] == [saved, 0.0]

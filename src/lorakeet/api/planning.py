@@ -41,13 +41,15 @@ def make_run_plan(recipe: Recipe, base_folder: Path, run: RunFolder, emit: Emit,
     """
     from lorakeet.plan.choose import DataFacts, make_plan
 
+    saved = estimate_saved_fraction(recipe, data.train)
     known = DataFacts(
-        num_run_tokens=count_run_tokens(recipe, data.train.lengths),
+        num_run_tokens=round((1 - saved) * count_run_tokens(recipe, data.train.lengths)),
         num_labels=len(data.label_names) or None,
     )
     content = make_plan(recipe, base_folder, data=known).to_dict()
+    content["shared_prefixes"] = {"saved_fraction": saved, "speed_up": 1 / (1 - saved)}
     write_json(run.plan, content)
-    emit("plan", chosen=content["chosen"])
+    emit("plan", chosen=content["chosen"], saved_fraction=saved)
     asked = next(m for m in content["methods"] if m["kind"] == recipe.method.kind)
     if not asked["fits"]:
         raise MachineError(
@@ -55,6 +57,31 @@ def make_run_plan(recipe: Recipe, base_folder: Path, run: RunFolder, emit: Emit,
             f"{to_readable_bytes(asked['bytes']['total'])}: {asked['why']} "
             + (" ".join(content["remedies"]) or "Choose a smaller base.")
         )
+
+
+def estimate_saved_fraction(recipe: Recipe, rows: Any) -> float:
+    """The share of tokens that samples of a pack open with together, so that it is saved.
+
+    A model that cannot share, such as one with dropout of its own, is found out when it
+    is loaded; the event ``path`` tells.
+
+    Args:
+        rows: ``data.shards.ShardReader`` of the training rows.
+    """
+    from lorakeet.data.order import StepOrder
+    from lorakeet.data.prefixes import measure_saved_fraction
+    from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS
+
+    train = recipe.train
+    if recipe.task == "classify" or not (train.packing and train.share_prefixes):
+        return 0.0
+    if getattr(recipe.method, "dropout", 0):
+        return 0.0
+    asked = train.micro_batch_tokens
+    order = StepOrder.of_recipe(recipe, rows.source_of)
+    return measure_saved_fraction(
+        rows, order, AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked
+    )
 
 
 def count_run_tokens(recipe: Recipe, lengths: Sequence[int]) -> int:

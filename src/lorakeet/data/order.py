@@ -14,6 +14,7 @@ from collections.abc import Sequence
 import numpy as np
 
 from lorakeet.base.errors import DataError
+from lorakeet.base.recipe import Recipe
 
 
 class StepOrder:
@@ -54,6 +55,16 @@ class StepOrder:
         wanted = max(1, round(epochs * self.rows_per_epoch / batch_size))
         self.num_steps = min(wanted, max_steps) if max_steps else wanted
         self._epochs: dict[int, np.ndarray] = {}
+
+    @classmethod
+    def of_recipe(cls, recipe: Recipe, source_of: np.ndarray) -> StepOrder:
+        """The order of a recipe's run over rows of these sources."""
+        settings = recipe.train
+        return cls(
+            source_of, [source.weight for source in recipe.data.train],
+            batch_size=settings.batch_size, seed=settings.seed,
+            epochs=settings.epochs, max_steps=settings.max_steps,
+        )  # fmt: skip
 
     def epoch_at(self, step: int) -> float:
         """Passes over the data after a step, a fraction."""

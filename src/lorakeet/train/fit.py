@@ -50,7 +50,7 @@ def train_model(
     """
     with fast_units(job.model) as units:
         loop = TrainLoop(job, emit, validate)
-        emit("path", packing=loop.runner.packs, units=units)
+        emit("path", packing=loop.runner.packs, units=units, saved_fraction=loop.saved_fraction())
         return _run(loop, stop_requested)
 
 

@@ -22,6 +22,7 @@ from lorakeet.base.recipe import Recipe
 from lorakeet.base.records import EncodedSample, StepReport, Validation
 from lorakeet.base.run_folder import RunFolder
 from lorakeet.data.order import StepOrder
+from lorakeet.data.prefixes import measure_saved_fraction
 from lorakeet.data.prepare import PreparedData
 from lorakeet.train.checkpoint import (
     Checkpoint,
@@ -70,12 +71,7 @@ class TrainLoop:
         settings = job.recipe.train
         self.job, self.emit, self.validate = job, emit, validate
         self.settings = settings
-        self.order = StepOrder(
-            job.data.train.source_of,
-            [source.weight for source in job.recipe.data.train],
-            batch_size=settings.batch_size, seed=settings.seed,
-            epochs=settings.epochs, max_steps=settings.max_steps,
-        )  # fmt: skip
+        self.order = StepOrder.of_recipe(job.recipe, job.data.train.source_of)
         self.allocator = build_allocator(job.model, self.order.num_steps)
         self.runner = build_runner(
             job.model, job.recipe, pad_id=job.pad_id, allocator=self.allocator
@@ -208,6 +204,13 @@ class TrainLoop:
             return  # weights with more ranks than were asked for are no candidates
         if self.tracker.observe(self.step, seen.values):
             self.best = collect_state(self.job.model)
+
+    def saved_fraction(self) -> float:
+        """The share of tokens that the model need not compute, as samples share openings."""
+        runner = self.runner
+        if not runner.shares:
+            return 0.0
+        return measure_saved_fraction(self.job.data.train, self.order, runner.micro_batch_tokens)
 
     def is_due(self, every: int) -> bool:
         """Whether a periodic act falls on this step; the last step always counts."""

@@ -24,7 +24,7 @@ from lorakeet.base.records import Batch, EncodedSample, Pack
 from lorakeet.data.collate import collate
 from lorakeet.data.order import split_micro_batches
 from lorakeet.data.packing import build_pack, pack_rows
-from lorakeet.data.prefixes import Prefixes, find_prefixes, pack_shared_rows, pays
+from lorakeet.data.prefixes import Prefixes, choose_prefixes, pack_shared_rows
 from lorakeet.models.packed import read_pack_facts
 from lorakeet.models.score import score_labels, score_pack, score_pack_labels, score_targets
 from lorakeet.models.shared import score_shared_pack
@@ -93,7 +93,7 @@ class StepRunner:
         """
         started_s = time.perf_counter()
         lengths = [len(sample.ids) for sample in samples]
-        prefixes = self._find_prefixes(samples)
+        prefixes = choose_prefixes(samples) if self.shares else None
         groups = groups or self._cut(lengths, prefixes)
         batches = [self._build(samples, group, prefixes) for group in groups]
         num_targets = sum(batch.num_targets for batch in batches)
@@ -120,13 +120,6 @@ class StepRunner:
             loss=loss, gradient_norm=norm, num_targets=num_targets, num_tokens=sum(lengths),
             duration_s=time.perf_counter() - started_s,
         )  # fmt: skip
-
-    def _find_prefixes(self, samples: Sequence[EncodedSample]) -> Prefixes | None:
-        """What the samples of a step share, where sharing is possible and pays."""
-        if not self.shares:
-            return None
-        prefixes = find_prefixes([sample.ids for sample in samples])
-        return prefixes if pays(prefixes, sum(len(sample.ids) for sample in samples)) else None
 
     def _cut(self, lengths: Sequence[int], prefixes: Prefixes | None) -> list[list[int]]:
         """The rows of a step in micro-batches, as positions within the step."""
