@@ -14,11 +14,13 @@ def test_every_contradiction_is_told_at_once():
     with pytest.raises(RecipeError) as caught:
         read(
             kind="full", dora=True, rslora=True, start="pissa", lora_plus_ratio=16,
-            rank_pattern={"q_proj": 0}, alpha_pattern={"k_proj": 0},
+            rank_pattern={"q_proj": 0}, alpha_pattern={"k_proj": 0}, layers=[3, 1],
+            exclude=["q_proj"],
         )  # fmt: skip
     text = str(caught.value)
     for words in (
         "dora needs kind: lora", "rslora needs kind: lora", "start needs kind: lora",
+        "layers is [3, 1]", "exclude needs kind: lora",
         "lora_plus_ratio needs kind: lora", "gives q_proj rank 0", "gives k_proj alpha 0",
     ):  # fmt: skip
         assert words in text

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.adapters.settings import Lora
-from lorakeet.adapters.targets import check_ranks, select_saved, select_targets
+from lorakeet.adapters.targets import check_layers, check_ranks, select_saved, select_targets
 from lorakeet.adapters.wrap import build_layer
 from lorakeet.base.errors import RequestError
 
@@ -62,6 +62,7 @@ def attach(
             matches, or a rank is too large; the model is then unchanged.
     """
     targets = select_targets(model, settings)
+    check_layers(settings, targets)
     check_ranks(model, settings, targets)
     return attach_to(model, settings, targets, name=name, seed=seed)
 

@@ -18,7 +18,7 @@ from lorakeet.base.errors import FileFormatError, RequestError
 
 CONFIG = "adapter_config.json"
 _UNREADABLE = (
-    "use_qalora", "lora_bias", "layers_to_transform", "layer_replication",
+    "use_qalora", "lora_bias", "layer_replication",
     "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_bdlora",
     "arrow_config", "velora_config", "monteclora_config", "kasa_config",
 )  # fmt: skip
@@ -39,7 +39,9 @@ def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": sorted(layers),
-        "exclude_modules": None,
+        "exclude_modules": _to_json(settings.exclude),
+        "layers_to_transform": _to_json(settings.layers),
+        "layers_pattern": _to_json(settings.layers_pattern),
         "rank_pattern": dict(settings.rank_pattern),
         "alpha_pattern": dict(settings.alpha_pattern),
         "modules_to_save": list(settings.modules_to_save) or None,
@@ -76,6 +78,8 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
             rank=config["r"], alpha=config["lora_alpha"], dropout=config.get("lora_dropout") or 0.0,
             targets=targets if isinstance(targets, str) else tuple(targets),
             exclude=exclude if isinstance(exclude, str) else tuple(exclude),
+            layers=_to_tuple(config.get("layers_to_transform")),
+            layers_pattern=_to_tuple(config.get("layers_pattern")),
             rslora=bool(config.get("use_rslora")), dora=bool(config.get("use_dora")),
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},
@@ -83,3 +87,15 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
         )  # fmt: skip
     except (KeyError, TypeError, RequestError) as error:
         raise FileFormatError(f"{folder}/{CONFIG}: a wrong or missing value: {error}") from error
+
+
+def _to_json(value: str | tuple) -> Any:
+    """A tuple as a list, and an empty one as null, as PEFT writes them."""
+    return value if isinstance(value, str) else list(value) or None
+
+
+def _to_tuple(value: Any) -> tuple:
+    """One value, a list or nothing as a tuple."""
+    if value is None:
+        return ()
+    return tuple(value) if isinstance(value, list) else (value,)

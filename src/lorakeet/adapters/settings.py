@@ -45,7 +45,10 @@ class Lora:
         alpha: above 0; the scale is alpha / r, or alpha / sqrt(r) with ``rslora``.
         dropout: before A, 0 to below 1.
         targets: ``all-linear``, one name or regular expression, or several names.
-        exclude: names that are passed over among the targets.
+        exclude: names, or one regular expression, that are passed over among the targets.
+        layers: numbers of the layers that are adapted; empty for all of them.
+        layers_pattern: names of the lists of layers that are counted, such as ``h``; empty
+            for the first number in a module's name.
         rank_pattern: another r for matching module names; alpha_pattern likewise.
         modules_to_save: modules that are copied, trained in full and saved too.
         dora: magnitude and direction apart (arXiv:2402.09353).
@@ -61,7 +64,9 @@ class Lora:
     alpha: float = 32.0
     dropout: float = 0.0
     targets: str | tuple[str, ...] = ALL_LINEAR
-    exclude: tuple[str, ...] = ()
+    exclude: str | tuple[str, ...] = ()
+    layers: tuple[int, ...] = ()
+    layers_pattern: tuple[str, ...] = ()
     rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
@@ -81,6 +86,10 @@ class Lora:
         ]
         if not 0 <= self.dropout < 1:
             problems.append(f"dropout is {self.dropout}; needed is 0 to below 1")
+        if wrong := [number for number in self.layers if number < 0]:
+            problems.append(f"layers are {wrong}; needed are numbers from 0")
+        if self.layers_pattern and not self.layers:
+            problems.append("layers_pattern is given without layers, so it selects nothing")
         if self.start not in STARTS:
             problems.append(f"start is {self.start}; needed is one of {', '.join(STARTS)}")
         overlap = set(self.modules_to_save) & (

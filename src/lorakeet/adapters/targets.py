@@ -71,6 +71,20 @@ def check_ranks(model: nn.Module, settings: Lora, targets: list[str]) -> None:
         )
 
 
+def check_layers(settings: Lora, targets: list[str]) -> None:
+    """Whether every layer of ``layers`` has a target.
+
+    Raises:
+        RequestError: some have none, as beyond the model's last layer.
+    """
+    found = {layer_of(path, settings.layers_pattern) for path in targets}
+    if lost := [str(number) for number in settings.layers if number not in found]:
+        raise RequestError(
+            f"layers {', '.join(lost)}: no target lies there; the highest layer with one is "
+            f"{max(found)}. Layers are counted from 0."
+        )
+
+
 def select_saved(model: nn.Module, settings: Lora, targets: list[str]) -> list[str]:
     """The full names of ``modules_to_save``, the outermost of nested ones.
 
@@ -100,6 +114,20 @@ def is_inside(name: str, outer: list[str]) -> bool:
     return any(name == path or name.startswith(f"{path}.") for path in outer)
 
 
+def layer_of(name: str, patterns: tuple[str, ...] = ()) -> int | None:
+    """The number of the layer that a module lies in, or None: the first number in its name.
+
+    Args:
+        patterns: regular expressions of what stands before the number; empty for any word.
+
+    >>> layer_of("model.layers.3.experts.0.up"), layer_of("model.h.3.fc", ("layers",))
+    (3, None)
+    """
+    words = "|".join(f"(?:{pattern})" for pattern in patterns) or r"[^.]*"
+    found = re.match(rf"(?:.*?\.)??(?:{words})\.(\d+)\.", name)
+    return int(found[1]) if found else None
+
+
 def ends_with(name: str, key: str) -> bool:
     """Whether a module's name is a key, or ends with it at a dot."""
     return name == key or name.endswith(f".{key}")
@@ -120,6 +148,8 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
 def _is_wanted(name: str, settings: Lora, linear: set[str]) -> bool:
     if not name or _is_excluded(name, settings.exclude):
         return False
+    if settings.layers and layer_of(name, settings.layers_pattern) not in settings.layers:
+        return False
     targets = settings.targets
     if targets == ALL_LINEAR:
         return name in linear
@@ -137,7 +167,7 @@ def _is_excluded(name: str, exclude: str | tuple[str, ...]) -> bool:
 
 def _check_patterns(settings: Lora) -> None:
     """Every text that is used as a regular expression must be one."""
-    patterns = [*settings.rank_pattern, *settings.alpha_pattern]
+    patterns = [*settings.rank_pattern, *settings.alpha_pattern, *settings.layers_pattern]
     patterns += [text for text in (settings.targets, settings.exclude) if isinstance(text, str)]
     for pattern in patterns:
         try:
@@ -167,6 +197,8 @@ def _nothing_matches(model: nn.Module, settings: Lora) -> str:
     endings = sorted({name.rsplit(".", 1)[-1] for name in linear_names(model)})
     near = {hit for key in asked for hit in difflib.get_close_matches(key, endings, n=3)}
     guess = f"Near names: {', '.join(sorted(near))}. " if near else ""
+    if settings.layers:
+        guess += f"Only layers {', '.join(map(str, settings.layers))} were looked at. "
     return (
         f"targets {', '.join(asked)}: no module of this model has such a name. {guess}"
         f"Its linear layers end in {', '.join(endings)}."

@@ -39,8 +39,10 @@ class AdaLoraSettings(Section):
         return self
 
 
-_OFF = (None, False, (), "default")
-_LORA_ONLY = ("adalora", "lora_plus_ratio", "rslora", "dora", "start", "modules_to_save")
+_OFF = (None, False, (), "", "default")
+_LORA_ONLY = (
+    "adalora", "layers", "exclude", "lora_plus_ratio", "rslora", "dora", "start", "modules_to_save",
+)  # fmt: skip
 
 
 class MethodSettings(Section):
@@ -60,6 +62,12 @@ class MethodSettings(Section):
         "all-linear",
         "all-linear, a module name, a list of names, or a regular expression",
         why="attention-only is worse even at equal size (arXiv:2405.09673)",
+    )
+    exclude: str | Names = setting(
+        (), "targets that are passed over: a list of names, or a regular expression"
+    )
+    layers: tuple[int, int] | None = setting(
+        None, "the first and the last layer to adapt, counted from 0", why="null is all layers"
     )
     rslora: bool = setting(
         False, "scale by alpha / sqrt(r)", why="repairs high ranks (arXiv:2312.03732)"
@@ -98,6 +106,10 @@ class MethodSettings(Section):
             for name, alpha in self.alpha_pattern.items()
             if not alpha > 0
         ]
+        if self.layers and not 0 <= self.layers[0] <= self.layers[1]:
+            problems.append(
+                f"layers is {list(self.layers)}; it needs the first and the last layer, from 0 up"
+            )
         if self.adalora:
             others = [key for key in ("dora", "rslora", "start") if getattr(self, key) not in _OFF]
             problems += [f"adalora has its own form, so {key} cannot be on" for key in others]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -93,10 +94,19 @@ def to_lora(settings: MethodSettings, model: nn.Module, *, task: str) -> Lora:
     budget = AdaLora(**settings.adalora.model_dump()) if settings.adalora else None
     return Lora(
         rank=settings.rank, alpha=settings.alpha, dropout=settings.dropout,
-        targets=settings.targets, exclude=tuple(inside), rslora=settings.rslora,
+        targets=settings.targets, exclude=_add_names(settings.exclude, inside),
+        layers=tuple(range(settings.layers[0], settings.layers[1] + 1)) if settings.layers else (),
+        rslora=settings.rslora,
         rank_pattern=settings.rank_pattern, alpha_pattern=settings.alpha_pattern,
         modules_to_save=tuple(saved), dora=settings.dora, start=settings.start, adalora=budget,
     )  # fmt: skip
+
+
+def _add_names(exclude: str | tuple[str, ...], names: list[str]) -> str | tuple[str, ...]:
+    """What is excluded and some names more; an expression stays one."""
+    if not isinstance(exclude, str):
+        return (*exclude, *names)
+    return "|".join((f"(?:{exclude})", *(re.escape(name) for name in names)))
 
 
 def _apply_lora(

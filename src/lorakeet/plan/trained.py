@@ -74,12 +74,28 @@ def _adaptable(facts: ModelFacts) -> Iterator[tuple[Part, str]]:
 
 
 def _is_target(part: Part, name: str, method: MethodSettings) -> bool:
+    if _is_excluded(name, method) or not _is_in_layers(name, method):
+        return False
     targets = method.targets
     if targets == ALL_LINEAR:
         return part.kind == "linear"
     if isinstance(targets, str):
         return _is_match(targets, name) or _ends_with(name, targets)
     return any(_ends_with(name, key) for key in targets)
+
+
+def _is_excluded(name: str, method: MethodSettings) -> bool:
+    if isinstance(method.exclude, str):
+        return _is_match(method.exclude, name)
+    return any(_ends_with(name, key) for key in method.exclude)
+
+
+def _is_in_layers(name: str, method: MethodSettings) -> bool:
+    """Whether the first number in a name lies in the recipe's layers."""
+    if method.layers is None:
+        return True
+    found = re.match(r"(?:.*?\.)??[^.]*\.(\d+)\.", name)
+    return bool(found) and method.layers[0] <= int(found[1]) <= method.layers[1]
 
 
 def _find_saved(facts: ModelFacts, keys: set[str]) -> list[str]:
