@@ -13,7 +13,8 @@ from lorakeet.adapters.attach import (
     no_adapter,
     set_active,
 )
-from lorakeet.adapters.files import read_adapter, to_file_tensors, write_adapter
+from lorakeet.adapters.file_names import to_file_tensors
+from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.layer import Lora
 from lorakeet.adapters.merge import merge, unmerge
 from lorakeet.base.errors import FileFormatError, RequestError

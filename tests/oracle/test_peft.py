@@ -7,7 +7,8 @@ import pytest
 import torch
 
 from lorakeet.adapters.attach import adapter_parameters, attach
-from lorakeet.adapters.files import read_adapter, to_file_name, write_adapter
+from lorakeet.adapters.file_names import to_file_name
+from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.layer import Lora
 from tests.families import ALL, ENCODERS, build, some_ids
 

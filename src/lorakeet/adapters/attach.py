@@ -10,27 +10,29 @@ import hashlib
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
-from copy import deepcopy
 from dataclasses import dataclass
 
 from torch import Tensor, nn
 
+from lorakeet.adapters.bias import BiasLayer, select_biased
 from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.adapters.settings import Lora
 from lorakeet.adapters.targets import check_layers, check_ranks, select_saved, select_targets
-from lorakeet.adapters.wrap import build_layer
+from lorakeet.adapters.wrap import (
+    WRAPPERS,
+    remove_adapters,
+    wrap_biased,
+    wrap_layer,
+    wrap_saved,
+)
 from lorakeet.base.errors import RequestError
 
 KINDS = (
     "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_E",
-    "lora_magnitude_vector", "modules_to_save",
+    "lora_magnitude_vector", "modules_to_save", "trained_bias",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _TAKEN = frozenset(dir(nn.ModuleDict())) | frozenset(dir(nn.ParameterDict()))
-_BOTH = (
-    "{path}: one adapter adapts it and another trains it in full, which one model cannot hold at "
-    "a time. Attach them to two models, or detach the other first."
-)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -78,15 +80,18 @@ def attach_to(
     _check_name(model, name)
     _check_unmerged(model, None)
     saved = select_saved(model, settings, targets)
+    biased = select_biased(model, settings.bias, targets, saved)
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:
         for target in targets:
-            layer = _wrap(model, target)
+            layer = wrap_layer(model, target)
             layer.add(name, settings, target, _seed_of(seed, target))
         for target in saved:
-            _wrap_saved(model, target, name)
+            wrap_saved(model, target, name)
+        for target in biased:
+            wrap_biased(model, target, name)
     except RequestError:
-        _remove(model, [name])
+        remove_adapters(model, [name])
         raise
     if not adapter_names(model):
         model._lorakeet_trainable = trainable
@@ -118,7 +123,7 @@ def detach(model: nn.Module, name: str | None = None) -> None:
     names = adapter_names(model) if name is None else [name]
     if merged_adapter(model) in names:
         model.__dict__.pop("_lorakeet_tied", None)  # the merged weights stay untied
-    _remove(model, names)
+    remove_adapters(model, names)
     for each in names:
         del settings_of(model)[each]
     if names and not adapter_names(model):
@@ -137,8 +142,7 @@ def set_active(model: nn.Module, name: str | None) -> None:
         _check_known(model, name)
     _check_unmerged(model, name)
     for layer in _wrappers(model):
-        held = layer.ranks if isinstance(layer, LoraLayer) else layer.modules_to_save
-        layer.active = name if name in held else None
+        layer.active = name if name in layer.names else None
 
 
 def active_adapter(model: nn.Module) -> str | None:
@@ -175,7 +179,7 @@ def settings_of(model: nn.Module) -> dict[str, Lora]:
 
 
 def adapter_parameters(model: nn.Module, name: str = "default") -> dict[str, nn.Parameter]:
-    """Every parameter of an adapter by its full name: A, B and copies of saved modules."""
+    """Every parameter of an adapter by its full name: A, B, biases and saved modules."""
     return {
         path: parameter
         for path, parameter in model.named_parameters(remove_duplicate=False)
@@ -198,8 +202,8 @@ def is_of_adapter(path: str, name: str) -> bool:
     return any(f".{kind}.{name}." in f".{path}." for kind in KINDS)
 
 
-def _wrappers(model: nn.Module) -> Iterator[LoraLayer | SavedModule]:
-    return (m for m in model.modules() if isinstance(m, (LoraLayer, SavedModule)))
+def _wrappers(model: nn.Module) -> Iterator[LoraLayer | SavedModule | BiasLayer]:
+    return (m for m in model.modules() if isinstance(m, WRAPPERS))
 
 
 def _check_name(model: nn.Module, name: str) -> None:
@@ -229,57 +233,6 @@ def _check_unmerged(model: nn.Module, name: str | None) -> None:
             f"adapter '{merged}' is merged, so the base does not hold its own weights. "
             "Unmerge it first."
         )
-
-
-def _remove(model: nn.Module, names: list[str]) -> None:
-    """Takes adapters out of every wrapper, and away the wrappers that hold none."""
-    for path, module in list(model.named_modules()):
-        if isinstance(module, LoraLayer):
-            table, base = module.ranks, module.base_layer
-        elif isinstance(module, SavedModule):
-            table, base = module.modules_to_save, module.original_module
-        else:
-            continue
-        for each in names:
-            if each in table:
-                module.remove(each)
-        if not len(table):
-            _replace(model, path, base)
-
-
-def _wrap(model: nn.Module, path: str) -> LoraLayer:
-    """The wrapper at a place, made when it is not there yet."""
-    module = model.get_submodule(path)
-    if isinstance(module, LoraLayer):
-        return module
-    if isinstance(module, SavedModule):
-        raise RequestError(_BOTH.format(path=path))
-    layer = build_layer(module)
-    layer.train(module.training)
-    _replace(model, path, layer)
-    return layer
-
-
-def _wrap_saved(model: nn.Module, path: str, name: str) -> None:
-    """A trained copy of a module beside the original."""
-    module = model.get_submodule(path)
-    if any(isinstance(each, LoraLayer) for each in module.modules()):
-        raise RequestError(_BOTH.format(path=path))
-    if not isinstance(module, SavedModule):
-        module = SavedModule(module)
-        module.train(module.original_module.training)
-        _replace(model, path, module)
-    copy = deepcopy(module.original_module)
-    module.modules_to_save[name] = copy.float() if _is_floating(copy) else copy
-
-
-def _is_floating(module: nn.Module) -> bool:
-    return all(p.is_floating_point() for p in module.parameters())
-
-
-def _replace(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, child = path.rpartition(".")
-    setattr(model.get_submodule(parent), child, module)
 
 
 def _seed_of(seed: int, path: str) -> int:

@@ -56,7 +56,7 @@ class LoraEmbedding(LoraLayer):
     def forward(self, ids: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """E[ids] + scale A[:, ids]^T B^T, times Gemma's factor of its embedding, if any."""
         h = self.base_layer(ids, *args, **kwargs)
-        if self.active is None or self.merged is not None:
+        if self.active not in self.ranks or self.merged is not None:
             return h
         name = self.active
         A, B = self.factors(name)

@@ -1,4 +1,4 @@
-"""Adapters on disk in PEFT's format, and the only file that knows its names.
+"""Adapters on disk in PEFT's format; ``file_names`` knows what its tensors are called.
 
     adapter_config.json         the settings, PEFT's keys
     adapter_model.safetensors   base_model.model.<module>.lora_A.weight and its like
@@ -14,7 +14,6 @@ from __future__ import annotations
 
 import json
 import os
-import re
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
@@ -27,20 +26,18 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from lorakeet.adapters.attach import (
-    KINDS,
     active_adapter,
     adapter_names,
     adapter_parameters,
-    adapter_tensors,
     attach_to,
     detach,
     set_active,
     settings_of,
 )
+from lorakeet.adapters.file_names import to_file_names, to_file_tensors, without_base
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
-from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.adapters.peft_config import CONFIG, from_peft_config, to_peft_config
-from lorakeet.adapters.plain import PREFIX, read_adalora, to_plain_tensors
+from lorakeet.adapters.plain import PREFIX, read_adalora
 from lorakeet.adapters.settings import Lora
 from lorakeet.adapters.targets import ends_with, is_inside, select_targets
 from lorakeet.base.errors import FileFormatError, RequestError
@@ -165,40 +162,6 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
     return config
 
 
-def to_file_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
-    """An adapter's tensors under the names of the file, on the CPU.
-
-    PEFT wraps the heads of a classifier unasked and cannot load a file without them, so
-    heads that are not trained stand in the file with the base's own weights.
-    """
-    own = adapter_tensors(model, name)
-    named = {to_file_name(path, name): tensor for path, tensor in own.items()}
-    named = to_plain_tensors(named, model, name)
-    keys = list(settings_of(model)[name].modules_to_save)
-    keys += ["classifier", "score"] if "ForSequenceClassification" in type(model).__name__ else []
-    wrapped = (LoraLayer, SavedModule)
-    for path, module in model.named_modules():
-        is_head = path.endswith(tuple(keys)) if keys else False
-        if is_head and not any(isinstance(each, wrapped) for each in module.modules()):
-            for key, tensor in module.state_dict().items():
-                if ".modules_to_save." not in f".{path}." and ".lora_" not in f".{path}.":
-                    named.setdefault(f"{PREFIX}{path}.{key}", tensor)
-    return {key: tensor.detach().cpu().contiguous().clone() for key, tensor in named.items()}
-
-
-def to_file_name(path: str, name: str) -> str:
-    """A parameter's name in the file: no adapter name, no wrapper names.
-
-    >>> to_file_name("h.0.c_attn.lora_A.default.weight", "default")
-    'base_model.model.h.0.c_attn.lora_A.weight'
-    >>> to_file_name("score.modules_to_save.default.weight", "default")
-    'base_model.model.score.weight'
-    """
-    kinds = "|".join(KINDS)
-    owner, kind, rest = re.fullmatch(rf"(.*)\.({kinds})\.{re.escape(name)}(\..*)?", path).groups()
-    return f"{PREFIX}{owner}{'' if kind == 'modules_to_save' else f'.{kind}'}{rest or ''}"
-
-
 def _to_fitting(model: nn.Module, settings: Lora, tensors: Mapping[str, Tensor]) -> Lora:
     """PEFT's reading of names: it adds heads a model lacks, and matches ends without a dot."""
     paths = [path for path, _ in model.named_modules() if path]
@@ -211,27 +174,10 @@ def _to_fitting(model: nn.Module, settings: Lora, tensors: Mapping[str, Tensor])
     return replace(settings, targets=tuple(targets), exclude=(), modules_to_save=kept)
 
 
-def _without_base(model: nn.Module, name: str, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors less copies of base weights, which PEFT adds beside adapted embeddings."""
-    own = adapter_tensors(model, name)
-    base = {
-        PREFIX + path: parameter
-        for path, parameter in model.named_parameters(remove_duplicate=False)
-        if path not in own
-    }
-    return {
-        key: tensor
-        for key, tensor in tensors.items()
-        if key not in base
-        or tensor.shape != base[key].shape
-        or not torch.equal(tensor.to(base[key].dtype), base[key].detach().cpu())
-    }
-
-
 def _fill(model: nn.Module, name: str, tensors: Mapping[str, Tensor], folder: Path) -> None:
     """Copies tensors into the attached adapter, or lists every reason why not."""
-    tensors = _without_base(model, name, tensors)
-    wanted = {to_file_name(p, name): t for p, t in adapter_tensors(model, name).items()}
+    wanted = to_file_names(model, name)
+    tensors = without_base(model, wanted, tensors)
     missing, odd = sorted(wanted.keys() - tensors.keys()), sorted(tensors.keys() - wanted.keys())
     shared = sorted(wanted.keys() & tensors.keys())
     shapes = [

@@ -26,6 +26,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from lorakeet.adapters.bias import bias_in_use
 from lorakeet.adapters.saved import SavedModule
 from lorakeet.adapters.settings import DEFAULT_START, Lora
 from lorakeet.adapters.start import principal_factors
@@ -65,11 +66,18 @@ class LoraLayer(nn.Module):
         self.dropouts = nn.ModuleDict()
         self.lora_E = nn.ParameterDict()  # AdaLoRA's singular values [r, 1]
         self.lora_magnitude_vector = nn.ParameterDict()  # DoRA's m [out]
+        self.trained_bias = nn.ParameterDict()
         self.start_A = nn.ParameterDict()  # PiSSA's A0 and B0, never trained
         self.start_B = nn.ParameterDict()
         self.active: str | None = None
         self.merged: str | None = None
         self.kept_weight: Tensor | None = None
+        self.kept_bias: Tensor | None = None
+
+    @property
+    def names(self) -> set[str]:
+        """The adapters that hold something here, if only a bias."""
+        return {*self.ranks, *self.trained_bias.keys()}
 
     @property
     def weight(self) -> Tensor:
@@ -78,8 +86,8 @@ class LoraLayer(nn.Module):
 
     @property
     def bias(self) -> Tensor | None:
-        """The base layer's bias, never adapted."""
-        return getattr(self.base_layer, "bias", None)
+        """The bias in use: the base layer's, or the active adapter's own."""
+        return bias_in_use(self)
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """(A [r, in], B [out, r]) of an adapter."""
@@ -124,7 +132,7 @@ class LoraLayer(nn.Module):
     def remove(self, name: str) -> None:
         """Forgets an adapter; a merged one stays in the base weight for good."""
         if self.merged == name:
-            self.merged, self.kept_weight = None, None
+            self.merged, self.kept_weight, self.kept_bias = None, None, None
         tables = (self.scales, self.ranks, self.dropouts, *self.trained_tables())
         for table in (*tables, self.start_A, self.start_B):
             if name in table:
@@ -135,7 +143,7 @@ class LoraLayer(nn.Module):
     def trained_tables(self) -> tuple[nn.Module, ...]:
         """The tables that hold what is trained."""
         factors = getattr(self, self.a_name), getattr(self, self.b_name)
-        return (*factors, self.lora_E, self.lora_magnitude_vector)
+        return (*factors, self.lora_E, self.lora_magnitude_vector, self.trained_bias)
 
     def num_trained(self, name: str) -> int:
         """Trained parameters of an adapter in this layer."""

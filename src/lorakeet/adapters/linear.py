@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from lorakeet.adapters.bias import call_base
 from lorakeet.adapters.fused import LoraProduct, can_fuse
 from lorakeet.adapters.layer import LoraLayer, is_conv1d, sizes_of
 
@@ -62,13 +63,13 @@ class LoraLinear(LoraLayer):
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W0 x + scale B A dropout(x), in the dtype of the base's answer."""
         name = self.active
-        if name is None or self.merged is not None:
-            return self.base_layer(x, *args, **kwargs)
+        if name not in self.ranks or self.merged is not None:
+            return call_base(self, (x, *args), kwargs)
         if self._is_plain(name, x):
             W0, (A, B) = self.weight, self.factors(name)
             W0 = W0.T if self.is_transposed else W0
             return LoraProduct.apply(x, W0, self.bias, A, B, self.scales[name])
-        h = self.base_layer(x, *args, **kwargs)
+        h = call_base(self, (x, *args), kwargs)
         A, B = self.factors(name)
         x = x.to(A.dtype)
         dropped = self.dropouts[name](x)

@@ -18,6 +18,7 @@ import torch
 from torch import nn
 
 from lorakeet.adapters.attach import adapter_names, merged_adapter, set_active
+from lorakeet.adapters.bias import BiasLayer
 from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.base.errors import NumericsError, RequestError
 
@@ -41,7 +42,9 @@ def merge(model: nn.Module, name: str = "default") -> None:
         for path, module in model.named_modules():
             if isinstance(module, LoraLayer) and name in module.ranks:
                 _merge_layer(module, name, path)
-            elif isinstance(module, SavedModule) and name in module.modules_to_save:
+            if isinstance(module, (LoraLayer, BiasLayer)) and name in module.trained_bias:
+                _merge_bias(module, name)
+            if isinstance(module, SavedModule) and name in module.modules_to_save:
                 _use_saved(module, name)
     except NumericsError:
         unmerge(model)
@@ -53,10 +56,8 @@ def unmerge(model: nn.Module) -> None:
     if merged_adapter(model) is None and not hasattr(model, "_lorakeet_tied"):
         return
     for module in list(model.modules()):
-        if isinstance(module, LoraLayer) and module.merged is not None:
-            with torch.no_grad():
-                module.base_layer.weight.copy_(module.kept_weight)
-            module.merged, module.kept_weight = None, None
+        if isinstance(module, (LoraLayer, BiasLayer)) and module.merged is not None:
+            _restore(module)
         elif isinstance(module, SavedModule) and module.merged is not None:
             module.original_module = module.kept[0]
             module.merged, module.kept = None, ()
@@ -102,6 +103,27 @@ def _merge_layer(layer: LoraLayer, name: str, path: str) -> None:
     with torch.no_grad():
         weight.copy_(new)
     layer.merged = name
+
+
+def _merge_bias(layer: LoraLayer | BiasLayer, name: str) -> None:
+    """The trained bias in the place of the base's."""
+    bias = layer.base_layer.bias
+    layer.kept_bias = bias.detach().clone()
+    with torch.no_grad():
+        bias.copy_(layer.trained_bias[name])
+    layer.merged = name
+
+
+@torch.no_grad()
+def _restore(layer: LoraLayer | BiasLayer) -> None:
+    """The kept weight and bias, bit for bit."""
+    if getattr(layer, "kept_weight", None) is not None:
+        layer.base_layer.weight.copy_(layer.kept_weight)
+        layer.kept_weight = None
+    if layer.kept_bias is not None:
+        layer.base_layer.bias.copy_(layer.kept_bias)
+        layer.kept_bias = None
+    layer.merged = None
 
 
 def _use_saved(module: SavedModule, name: str) -> None:

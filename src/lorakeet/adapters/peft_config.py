@@ -13,7 +13,7 @@ from torch import nn
 
 from lorakeet.adapters.layer import is_conv1d
 from lorakeet.adapters.plain import adapted_layers, to_plain_settings
-from lorakeet.adapters.settings import Lora
+from lorakeet.adapters.settings import NO_BIAS, Lora
 from lorakeet.base.errors import FileFormatError, RequestError
 
 CONFIG = "adapter_config.json"
@@ -48,7 +48,7 @@ def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
         "use_rslora": settings.rslora,
         "use_dora": settings.dora,
         "fan_in_fan_out": any(is_conv1d(layer) for layer in layers.values()),
-        "bias": "none",
+        "bias": settings.bias,
         "init_lora_weights": True,
         "inference_mode": True,
     }
@@ -66,8 +66,6 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
         problems.append(f"peft_type is {config.get('peft_type')}, needed is LORA")
     off = (None, [], {}, "")
     problems += [k for k in _UNREADABLE if config.get(k) is not False and config.get(k) not in off]
-    if config.get("bias", "none") != "none":
-        problems.append(f"trained biases (bias: {config['bias']})")
     if config.get("init_lora_weights", True) not in (True, False, None, "gaussian", "eva"):
         problems.append(f"a changed base (init_lora_weights: {config['init_lora_weights']})")
     if problems:
@@ -80,6 +78,7 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
             exclude=exclude if isinstance(exclude, str) else tuple(exclude),
             layers=_to_tuple(config.get("layers_to_transform")),
             layers_pattern=_to_tuple(config.get("layers_pattern")),
+            bias=config.get("bias") or NO_BIAS,
             rslora=bool(config.get("use_rslora")), dora=bool(config.get("use_dora")),
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},

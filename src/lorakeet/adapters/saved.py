@@ -25,6 +25,11 @@ class SavedModule(nn.Module):
         self.kept: tuple[nn.Module, ...] = ()
 
     @property
+    def names(self) -> set[str]:
+        """The adapters that have a copy."""
+        return set(self.modules_to_save.keys())
+
+    @property
     def weight(self) -> Tensor:
         """The weight in use, for code that reads it."""
         return self.chosen.weight

@@ -11,6 +11,8 @@ from lorakeet.base.errors import RequestError
 
 ALL_LINEAR = "all-linear"
 DEFAULT_START, PISSA, PISSA_FAST = "default", "pissa", "pissa-fast"
+NO_BIAS, LORA_BIAS, ALL_BIASES = "none", "lora_only", "all"
+BIASES = (NO_BIAS, LORA_BIAS, ALL_BIASES)
 STARTS = (DEFAULT_START, PISSA, PISSA_FAST)
 
 
@@ -51,6 +53,7 @@ class Lora:
             for the first number in a module's name.
         rank_pattern: another r for matching module names; alpha_pattern likewise.
         modules_to_save: modules that are copied, trained in full and saved too.
+        bias: ``none``, ``lora_only`` (biases of the adapted layers) or ``all`` are trained too.
         dora: magnitude and direction apart (arXiv:2402.09353).
         start: ``default`` (B A is zero), or ``pissa`` and ``pissa-fast``, the principal
             directions of the weight by an exact or a randomised SVD (arXiv:2404.02948).
@@ -71,6 +74,7 @@ class Lora:
     rank_pattern: Mapping[str, int] = field(default_factory=dict)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict)
     modules_to_save: tuple[str, ...] = ()
+    bias: str = NO_BIAS
     dora: bool = False
     start: str = DEFAULT_START
     adalora: AdaLora | None = None
@@ -90,6 +94,8 @@ class Lora:
             problems.append(f"layers are {wrong}; needed are numbers from 0")
         if self.layers_pattern and not self.layers:
             problems.append("layers_pattern is given without layers, so it selects nothing")
+        if self.bias not in BIASES:
+            problems.append(f"bias is {self.bias}; needed is one of {', '.join(BIASES)}")
         if self.start not in STARTS:
             problems.append(f"start is {self.start}; needed is one of {', '.join(STARTS)}")
         overlap = set(self.modules_to_save) & (
@@ -121,8 +127,12 @@ class Lora:
 def _wrong_budget(settings: Lora) -> list[str]:
     """What is wrong with AdaLoRA's numbers, or contradicts it."""
     budget = settings.adalora
-    others = {"dora": settings.dora, "rslora": settings.rslora,
-              "start": settings.start != DEFAULT_START}  # fmt: skip
+    others = {
+        "dora": settings.dora,
+        "rslora": settings.rslora,
+        "start": settings.start != DEFAULT_START,
+        "bias": settings.bias != NO_BIAS,
+    }
     problems = [f"adalora has its own form, so {key} cannot be on" for key in others if others[key]]
     if not 1 <= budget.target_rank <= settings.rank:
         problems.append(

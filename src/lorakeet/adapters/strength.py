@@ -16,6 +16,7 @@ from torch import nn
 
 from lorakeet.adapters.attach import merged_adapter, settings_of
 from lorakeet.adapters.layer import LoraLayer
+from lorakeet.adapters.settings import NO_BIAS
 from lorakeet.base.errors import RequestError
 
 
@@ -58,8 +59,8 @@ def _check(model: nn.Module, factor: float, name: str) -> None:
         raise RequestError(f"adapter '{name}' is merged into the base. Unmerge it first.")
     more = {
         "modules_to_save": settings.modules_to_save,
-        "dora": getattr(settings, "dora", False),
-        "bias": getattr(settings, "bias", "none") != "none",
+        "dora": settings.dora,
+        "bias": settings.bias != NO_BIAS,
     }
     if found := [key for key, value in more.items() if value]:
         raise RequestError(

@@ -7,6 +7,7 @@ import re
 
 from torch import nn
 
+from lorakeet.adapters.bias import BiasLayer
 from lorakeet.adapters.layer import LoraLayer, SavedModule, is_conv1d, sizes_of
 from lorakeet.adapters.settings import ALL_LINEAR, DEFAULT_START, Lora
 from lorakeet.base.errors import RequestError
@@ -140,7 +141,7 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if any(name.startswith(f"{outer}.") for outer in inside[-1:]):
             continue
         named.append((name, module))
-        if isinstance(module, (LoraLayer, SavedModule)):
+        if isinstance(module, (LoraLayer, SavedModule, BiasLayer)):
             inside.append(name)
     return named
 
@@ -186,7 +187,7 @@ def _is_linear(module: nn.Module) -> bool:
 
 def _bare(module: nn.Module | None) -> nn.Module | None:
     """A layer without its wrapper."""
-    if isinstance(module, LoraLayer):
+    if isinstance(module, (LoraLayer, BiasLayer)):
         return module.base_layer
     return module.original_module if isinstance(module, SavedModule) else module
 

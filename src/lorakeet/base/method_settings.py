@@ -10,6 +10,7 @@ from lorakeet.base.section import Names, Section, setting
 
 MethodKind = Literal["lora", "full"]
 Start = Literal["default", "pissa", "pissa-fast"]
+Bias = Literal["none", "lora_only", "all"]
 
 
 class AdaLoraSettings(Section):
@@ -39,9 +40,10 @@ class AdaLoraSettings(Section):
         return self
 
 
-_OFF = (None, False, (), "", "default")
+_OFF = (None, False, (), "", "default", "none")
 _LORA_ONLY = (
-    "adalora", "layers", "exclude", "lora_plus_ratio", "rslora", "dora", "start", "modules_to_save",
+    "adalora", "bias", "layers", "exclude", "lora_plus_ratio", "rslora", "dora", "start",
+    "modules_to_save",
 )  # fmt: skip
 
 
@@ -68,6 +70,9 @@ class MethodSettings(Section):
     )
     layers: tuple[int, int] | None = setting(
         None, "the first and the last layer to adapt, counted from 0", why="null is all layers"
+    )
+    bias: Bias = setting(
+        "none", "biases that are trained too: none, lora_only (of adapted layers), or all"
     )
     rslora: bool = setting(
         False, "scale by alpha / sqrt(r)", why="repairs high ranks (arXiv:2312.03732)"
@@ -111,7 +116,9 @@ class MethodSettings(Section):
                 f"layers is {list(self.layers)}; it needs the first and the last layer, from 0 up"
             )
         if self.adalora:
-            others = [key for key in ("dora", "rslora", "start") if getattr(self, key) not in _OFF]
+            others = [
+                key for key in ("dora", "rslora", "start", "bias") if getattr(self, key) not in _OFF
+            ]
             problems += [f"adalora has its own form, so {key} cannot be on" for key in others]
             if (goal := self.adalora.target_rank) > self.rank:
                 problems.append(

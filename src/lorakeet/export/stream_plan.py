@@ -15,6 +15,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from lorakeet.adapters.layer import is_conv1d
+from lorakeet.adapters.settings import NO_BIAS
 from lorakeet.adapters.stored import StoredAdapter, StoredLayer, read_stored
 from lorakeet.adapters.targets import ends_with
 from lorakeet.base.errors import FileFormatError
@@ -168,13 +169,16 @@ def _find_saved(
     """The adapter's own tensors under the model's names, less mere copies of the base's."""
     keys, saved = adapter.settings.modules_to_save, {}
     for key, tensor in adapter.others.items():
-        name = key.removeprefix(_PREFIX)
+        name = key.removeprefix(_PREFIX).replace(".base_layer.", ".")
         if name in files:
             with safe_open(files[name], framework="pt") as file:
                 base = file.get_tensor(name)
             if base.shape == tensor.shape and torch.equal(base, tensor.to(base.dtype)):
                 continue
-        if not any(ends_with(owner, each) for owner in _owners(name) for each in keys):
+        is_bias = name.endswith(".bias") and adapter.settings.bias != NO_BIAS
+        if not is_bias and not any(
+            ends_with(owner, each) for owner in _owners(name) for each in keys
+        ):
             obstacles.append(f"the adapter holds {name}, which is no saved module")
         saved[name] = tensor
     return saved

@@ -98,7 +98,8 @@ def to_lora(settings: MethodSettings, model: nn.Module, *, task: str) -> Lora:
         layers=tuple(range(settings.layers[0], settings.layers[1] + 1)) if settings.layers else (),
         rslora=settings.rslora,
         rank_pattern=settings.rank_pattern, alpha_pattern=settings.alpha_pattern,
-        modules_to_save=tuple(saved), dora=settings.dora, start=settings.start, adalora=budget,
+        modules_to_save=tuple(saved), bias=settings.bias, dora=settings.dora,
+        start=settings.start, adalora=budget,
     )  # fmt: skip
 
 
