@@ -31,6 +31,8 @@ CASES = {
     "tied-embedding": ("llama-tied", {"targets": ("embed_tokens", "q_proj")}),
     "tied-saved": ("llama-tied", {"modules_to_save": ("embed_tokens",), "targets": ("v_proj",)}),
     "gpt2": ("gpt2", {"targets": ("c_attn", "c_fc", "wte"), "rslora": True}),
+    "biases": ("gpt2", {"targets": ("c_attn", "c_fc"), "bias": "all"}),
+    "some-biases": ("qwen2", {"bias": "lora_only", "layers": (1,)}),
     "qwen3": ("qwen3", {"rank_pattern": {"q_proj": 2}}),
     "falcon": ("falcon", {}),
 }
@@ -94,7 +96,7 @@ def test_the_bits_are_those_of_the_merge_in_memory(case, dtypes, tmp_path):
     for name, tensor in expected.items():
         assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
     assert empty.config.tie_word_embeddings == model.config.tie_word_embeddings
-    assert empty.config.tie_word_embeddings == (case in ("tied", "falcon"))
+    assert empty.config.tie_word_embeddings == (case in ("tied", "falcon", "biases"))
 
     empty.config.save_pretrained(out)
     pair = [

@@ -58,6 +58,21 @@ def test_targets_select_the_predicted_modules(family, setting, tmp_path):
     assert predicted == attached
 
 
+@pytest.mark.parametrize("bias", ["lora_only", "all"])
+@pytest.mark.parametrize("family", ["llama", "qwen2", "gpt2", "gpt-neox", "falcon", "phi"])
+def test_trained_biases_are_predicted(family, bias, tmp_path):
+    predicted, attached = both(build(family), tmp_path, {"bias": bias})
+    assert predicted == attached
+
+
+@pytest.mark.parametrize("family", list(ENCODERS))
+def test_a_classifiers_trained_biases_are_predicted(family, tmp_path):
+    predicted, attached = both(
+        build(family), tmp_path, {"bias": "all"}, task="classify", num_labels=3
+    )
+    assert predicted == attached
+
+
 def test_names_inside_a_classification_head_are_not_adapted(tmp_path):
     predicted, attached = both(
         build("roberta"), tmp_path, {"targets": ["dense"]}, task="classify", num_labels=3

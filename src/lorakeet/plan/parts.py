@@ -21,6 +21,7 @@ class Part:
         kind: ``linear`` (what ``all-linear`` means), ``head``, ``embedding``, ``norm`` or
             ``experts``.
         weights: parameters of one such module, biases included.
+        num_biases: how many of them are its bias.
         numbers: the layers that have it; empty when there is one for the whole model.
         num_tied: parameters of one module that another part counts already.
         used_fraction: the share of its weights that one token is multiplied by.
@@ -33,6 +34,7 @@ class Part:
     num_out: int = 0
     numbers: tuple[int, ...] = ()
     num_tied: int = 0
+    num_biases: int = 0
     used_fraction: float = 1.0
 
     @property
@@ -67,7 +69,10 @@ def linear(path: str, num_in: int, num_out: int, *, has_bias: bool = False) -> P
     15
     """
     weights = num_in * num_out + num_out * has_bias
-    return Part(path=path, kind="linear", weights=weights, num_in=num_in, num_out=num_out)
+    return Part(
+        path=path, kind="linear", weights=weights, num_in=num_in, num_out=num_out,
+        num_biases=num_out * has_bias,
+    )  # fmt: skip
 
 
 def head(
@@ -81,6 +86,7 @@ def head(
     return Part(
         path=path, kind="head", weights=num_in * num_out + num_out * has_bias, num_in=num_in,
         num_out=num_out, num_tied=num_in * num_out if is_tied else 0,
+        num_biases=num_out * has_bias,
     )  # fmt: skip
 
 
@@ -93,7 +99,7 @@ def embedding(path: str, num_rows: int, width: int) -> Part:
 
 def norm(path: str, width: int, *, has_bias: bool = False) -> Part:
     """A norm's scale, with or without a shift; other single vectors too."""
-    return Part(path=path, kind="norm", weights=width * (1 + has_bias))
+    return Part(path=path, kind="norm", weights=width * (1 + has_bias), num_biases=width * has_bias)
 
 
 def in_layers(parts: Iterable[Part], numbers: Iterable[int]) -> list[Part]:

@@ -23,7 +23,7 @@ class TrainedCount:
     """What an adapter trains.
 
     Args:
-        adapter_parameters: entries of A and B.
+        adapter_parameters: entries of A and B, and trained biases.
         saved_parameters: entries of modules trained in full.
         num_targets: adapted modules; 0 where the targets match nothing.
         missing_saved: names of ``modules_to_save`` that match nothing.
@@ -60,10 +60,25 @@ def count_trained(
     ranks = [(_rank_of(method, name), part) for part, name in adapted]
     weights = {name: part.weights for part in facts.parts for name in part.names()}
     return TrainedCount(
-        adapter_parameters=sum(r * (part.num_in + part.num_out) for r, part in ranks),
+        adapter_parameters=sum(r * (part.num_in + part.num_out) for r, part in ranks)
+        + _count_biases(facts, method, {name for _, name in adapted}, saved),
         saved_parameters=sum(weights[name] for name in saved),
         num_targets=len(adapted),
         missing_saved=tuple(k for k in method.modules_to_save if not _find_saved(facts, {k})),
+    )
+
+
+def _count_biases(
+    facts: ModelFacts, method: MethodSettings, adapted: set[str], saved: set[str]
+) -> int:
+    """Trained biases: those of the adapted modules, or all outside of modules trained in full."""
+    if method.bias == "none":
+        return 0
+    return sum(
+        part.num_biases
+        for part in facts.parts
+        for name in part.names()
+        if (name in adapted if method.bias == "lora_only" else name not in saved)
     )
 
 
