@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.api.resolve import recipe_of_run
+from lorakeet.api.runs import record
 from lorakeet.api.session import pad_id_of
 from lorakeet.api.stages import open_sinks, stage
 from lorakeet.base.errors import RequestError
@@ -43,6 +44,7 @@ def evaluate(run: str | Path, *, emit: Emit | None = None) -> dict[str, Any]:
             )
         write_json(folder.evaluation, result)
     write_report(folder)
+    record(folder.path, listen)
     return result
 
 

@@ -20,6 +20,7 @@ from lorakeet.api.resolve import (
     read_resolved,
     recipe_of_run,
 )
+from lorakeet.api.runs import record
 from lorakeet.api.training import train
 from lorakeet.base.errors import DataError, FileFormatError
 from lorakeet.base.events import Emit
@@ -74,6 +75,7 @@ def rerun(
     found = sha256_weights(_result_of(target))
     proof = _compare(expected, found, notes=(*notes, *changed), source=source)
     write_proof(target, proof)
+    record(target.path, emit or (lambda kind, /, **_: None))
     return proof
 
 
@@ -116,6 +118,7 @@ def _compare(
     )
     figures = {
         "num_different_files": len(different), "num_files": len(expected),
+        "source": str(source.path.absolute()),
         "sha256_first": dict(expected), "sha256_again": dict(found),
     }  # fmt: skip
     return Proof(

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.api.resolve import recipe_of_run
+from lorakeet.api.runs import record
 from lorakeet.base.errors import RequestError
+from lorakeet.base.events import EventLog
 from lorakeet.base.run_folder import RunFolder
 
 
@@ -38,7 +40,10 @@ def export_merged(
             "to merge."
         )
     order = MergeOrder(base=recipe.base, adapter_folder=folder.adapter, dtype=dtype, proof=proof)
-    return write_merged(order, Path(out), run_proofs=folder.proofs)
+    proof = write_merged(order, Path(out), run_proofs=folder.proofs)
+    is_inside = Path(out).absolute().is_relative_to(folder.path.absolute())
+    record(folder.path if is_inside else Path(out), EventLog(folder.events).emit, owner=folder.path)
+    return proof
 
 
 def serve(

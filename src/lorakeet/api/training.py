@@ -7,7 +7,8 @@ Each arrow leaves files in the run folder.  Nothing here computes: the floors do
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -20,9 +21,10 @@ from lorakeet.api.resolve import (
     to_recipe,
     write_resolved,
 )
+from lorakeet.api.runs import record
 from lorakeet.api.session import Session, build_validate, open_session, pad_id_of
 from lorakeet.api.stages import open_sinks, stage
-from lorakeet.base.errors import InterruptedRun, RequestError
+from lorakeet.base.errors import InterruptedRun, LorakeetError, MachineError, RequestError
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.recipe_file import recipe_to_dict, to_yaml
@@ -75,7 +77,8 @@ def train(
         write_text(folder.recipe, to_yaml(recipe_to_dict(asked)))
         listen = open_sinks(folder, emit)
         listen("run_started", recipe=recipe_to_dict(asked))
-        return _train_in(folder, asked, listen, stop_requested, is_resumed=False)
+        with _on_record(folder, listen):
+            return _train_in(folder, asked, listen, stop_requested, is_resumed=False)
 
 
 def resume(
@@ -95,7 +98,24 @@ def resume(
     with hold_run(folder.path):
         remove_leftovers(folder)
         listen = open_sinks(folder, emit)
-        return _train_in(folder, recipe, listen, stop_requested, is_resumed=True)
+        with _on_record(folder, listen):
+            return _train_in(folder, recipe, listen, stop_requested, is_resumed=True)
+
+
+@contextmanager
+def _on_record(run: RunFolder, emit: Emit) -> Iterator[None]:
+    """The registry hears that a run goes on, and how it ended."""
+    record(run.path, emit)
+    try:
+        yield
+    except InterruptedRun:
+        raise
+    except LorakeetError as error:
+        with suppress(MachineError):  # such as the full disk that ended the run
+            emit("run_failed", message=str(error))
+        raise
+    finally:
+        record(run.path, emit)
 
 
 def _refuse_other_run(run: RunFolder) -> None:

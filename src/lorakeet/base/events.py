@@ -15,11 +15,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from lorakeet.base.errors import RequestError
+from lorakeet.base.run_folder import to_disk_error
 
 KINDS = frozenset(
     "run_started stage_started stage_finished data_report plan path progress step evaluation "
     "sample_answers checkpoint alarm early_stop ranks proof run_finished run_interrupted "
-    "first_batch factors".split()
+    "run_failed first_batch factors".split()
 )
 
 
@@ -38,8 +39,11 @@ class EventLog:
     """
 
     def __init__(self, path: Path) -> None:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _end_half_line(path)
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            _end_half_line(path)
+        except OSError as error:
+            raise to_disk_error(error, path, 0) from error
         self.path = path
 
     def emit(self, kind: str, /, **fields: Any) -> None:
@@ -49,14 +53,19 @@ class EventLog:
 
         Raises:
             RequestError: the kind is not in ``KINDS``.
+            MachineError: the disk is full, or the folder is gone.
         """
         if kind not in KINDS:
             raise RequestError(
                 f"'{kind}' is no kind of event. Known are {', '.join(sorted(KINDS))}."
             )
         event = {"time": round(time.time(), 3), "kind": kind, **_to_json(fields)}
-        with self.path.open("a", encoding="utf-8") as file:
-            file.write(json.dumps(event, ensure_ascii=False) + "\n")
+        line = json.dumps(event, ensure_ascii=False) + "\n"
+        try:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(line)
+        except OSError as error:
+            raise to_disk_error(error, self.path, len(line.encode())) from error
 
 
 def read_events(path: Path) -> list[dict[str, Any]]:

@@ -13,6 +13,7 @@ from lorakeet.cli import (
     adapter_commands,
     data_commands,
     plan_commands,
+    registry_commands,
     run_commands,
     ship_commands,
     verify_commands,
@@ -43,6 +44,7 @@ APP.add_typer(verify_commands.APP, name="verify", help="Prove what a run promise
 APP.add_typer(
     adapter_commands.APP, name="adapters", help="List, show, compare and combine adapters."
 )
+APP.add_typer(registry_commands.APP, name="runs", help="List, show, compare and remove runs.")
 APP.command("merge")(ship_commands.merge)
 APP.command("serve")(ship_commands.serve)
 APP.command("chat")(ship_commands.chat)
