@@ -69,7 +69,7 @@ def write_checkpoint(folder: Path, state: Checkpoint, *, num_kept: int = KEPT) -
     shutil.rmtree(beside, ignore_errors=True)
     tensors = {"trained": state.trained, "moments": state.moments, "best": state.best}
     _refuse_not_finite(tensors, state.step)
-    needed = sum(t.numel() * t.element_size() for group in tensors.values() for t in group.values())
+    needed = count_bytes(state)
     try:
         beside.mkdir(parents=True)
         for name, group in tensors.items():
@@ -86,6 +86,12 @@ def write_checkpoint(folder: Path, state: Checkpoint, *, num_kept: int = KEPT) -
     return final
 
 
+def count_bytes(state: Checkpoint) -> int:
+    """Bytes of all tensors of a state."""
+    groups = (state.trained, state.moments, state.best)
+    return sum(t.numel() * t.element_size() for group in groups for t in group.values())
+
+
 def read_newest_checkpoint(folder: Path, emit: Emit) -> Checkpoint | None:
     """The newest checkpoint whose every byte is as it was written, or None.
 
@@ -94,15 +100,15 @@ def read_newest_checkpoint(folder: Path, emit: Emit) -> Checkpoint | None:
     for path in _newest_first(folder):
         try:
             return _read(path)
-        except FileFormatError as error:
+        except (FileFormatError, OSError) as error:
             emit("alarm", code="damaged-checkpoint", step=0, message=f"{error} Falling back.")
     return None
 
 
 def collect_state(model: nn.Module) -> dict[str, Tensor]:
-    """A copy of every trained tensor by name."""
+    """A copy of every trained tensor by name, in the computer's own memory."""
     return {
-        name: parameter.detach().clone()
+        name: _copy(parameter)
         for name, parameter in model.named_parameters()
         if parameter.requires_grad
     }
@@ -132,9 +138,9 @@ def restore_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 
 
 def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """The optimiser's state by parameter name."""
+    """A copy of the optimiser's state by parameter name, in the computer's own memory."""
     return {
-        f"{name}|{key}": optimizer.state[parameter][key].detach().clone()
+        f"{name}|{key}": _copy(optimizer.state[parameter][key])
         for name, parameter in model.named_parameters()
         if parameter in optimizer.state
         for key in _MOMENTS
@@ -152,21 +158,29 @@ def restore_moments(
             }
 
 
+def _copy(tensor: Tensor) -> Tensor:
+    """The tensor as it is at this moment; a device's own memory is too dear for it."""
+    return tensor.detach().to("cpu", copy=True)
+
+
 def _read(path: Path) -> Checkpoint:
     """One checkpoint, every file verified against the manifest."""
     manifest = read_json(path / "manifest.json")
     found = manifest.get("format") if isinstance(manifest, dict) else None
     if found != FORMAT:
         raise FileFormatError(f"{path}: a checkpoint of format {found}, needed is {FORMAT}.")
-    if manifest.get("files", {}).keys() != _FILES:
+    listed = manifest.get("files")
+    if not isinstance(listed, dict) or listed.keys() != _FILES:
         raise FileFormatError(f"{path}: the manifest does not name the files of a checkpoint.")
-    for name, entry in manifest["files"].items():
+    for name, entry in listed.items():
         file = path / name
-        if not file.is_file() or file.stat().st_size != entry["bytes"]:
-            raise FileFormatError(f"{file}: missing or truncated.")
-        if sha256_file(file) != entry["sha256"]:
+        if not file.is_file():
+            raise FileFormatError(f"{file}: missing.")
+        if entry != _measure(file):
             raise FileFormatError(f"{file}: its bytes are not those that were written.")
     progress = read_json(path / "progress.json")
+    if not manifest.get("step") == progress["step"] == _number_of(path):
+        raise FileFormatError(f"{path}: folder, manifest and progress name different steps.")
     tensors = {
         name: load_file(path / f"{name}.safetensors") for name in ("trained", "moments", "best")
     }
@@ -211,11 +225,16 @@ def _write_manifest(folder: Path, step: int) -> None:
     files = {}
     for path in sorted(folder.iterdir()):
         _flush(path)
-        files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
+        files[path.name] = _measure(path)
     manifest = folder / "manifest.json"
     manifest.write_text(json.dumps({"format": FORMAT, "step": step, "files": files}, indent=1))
     _flush(manifest)
     _flush_folder(folder)
+
+
+def _measure(path: Path) -> dict[str, Any]:
+    """A file's entry in the manifest."""
+    return {"bytes": path.stat().st_size, "sha256": sha256_file(path)}
 
 
 def _flush(path: Path) -> None:
@@ -236,5 +255,11 @@ def _flush_folder(folder: Path) -> None:
 def _newest_first(folder: Path) -> list[Path]:
     """Published checkpoints, the highest step first."""
     found: Iterator[Path] = folder.glob("step-*") if folder.is_dir() else iter(())
-    numbered = {int(number): p for p in found if (number := p.name.removeprefix("step-")).isdigit()}
+    numbered = {number: path for path in found if (number := _number_of(path)) is not None}
     return [numbered[step] for step in sorted(numbered, reverse=True)]
+
+
+def _number_of(path: Path) -> int | None:
+    """The step in a folder's name."""
+    number = path.name.removeprefix("step-")
+    return int(number) if number.isdecimal() else None

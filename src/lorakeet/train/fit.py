@@ -61,18 +61,9 @@ def _run(loop: TrainLoop, stop_requested: Callable[[], bool]) -> TrainResult:
         loop.restore()
     if loop.step == 0:
         loop.start()
-    reason, is_interrupted = "All steps are made.", False
-    while loop.step < loop.order.num_steps and not loop.tracker.should_stop:
-        loop.make_step()
-        if loop.is_due(loop.look_every):
-            loop.look()
-        if loop.is_due(loop.settings.checkpoint_every_steps):
-            loop.save()
-        if stop_requested() and loop.step < loop.order.num_steps:
-            if loop.saved_step != loop.step:
-                loop.save()
-            reason, is_interrupted = "Stopped on request.", True
-            break
+    with loop.writer:
+        is_interrupted = _make_steps(loop, stop_requested)
+    reason = "Stopped on request." if is_interrupted else "All steps are made."
     if loop.tracker.should_stop and not is_interrupted:
         reason = (
             f"{loop.tracker.metric} has not improved for {loop.tracker.looks_since} looks; the "
@@ -90,3 +81,18 @@ def _run(loop: TrainLoop, stop_requested: Callable[[], bool]) -> TrainResult:
         duration_s=time.perf_counter() - started_s,
         interrupted=is_interrupted,
     )
+
+
+def _make_steps(loop: TrainLoop, stop_requested: Callable[[], bool]) -> bool:
+    """Steps, looks and checkpoints; True when the user ended them."""
+    while loop.step < loop.order.num_steps and not loop.tracker.should_stop:
+        loop.make_step()
+        if loop.is_due(loop.look_every):
+            loop.look()
+        if loop.is_due(loop.settings.checkpoint_every_steps):
+            loop.save()
+        if stop_requested() and loop.step < loop.order.num_steps:
+            if loop.saved_step != loop.step:
+                loop.save()
+            return True
+    return False

@@ -31,8 +31,8 @@ from lorakeet.train.checkpoint import (
     read_newest_checkpoint,
     restore_moments,
     restore_state,
-    write_checkpoint,
 )
+from lorakeet.train.checkpoint_writer import CheckpointWriter
 from lorakeet.train.optimizer import set_rate
 from lorakeet.train.schedule import rate_at
 from lorakeet.train.sentinels import (
@@ -87,6 +87,7 @@ class TrainLoop:
         self.recent: deque[float] = deque(maxlen=RECENT_STEPS)
         self.num_tokens = 0
         self.step_time_s = 0.0
+        self.writer = CheckpointWriter(job.run.checkpoints, emit)
 
     def restore(self) -> None:
         """Takes up the newest good checkpoint; with none the run starts anew."""
@@ -108,7 +109,7 @@ class TrainLoop:
         self.step_time_s = state.progress["step_time_s"]
 
     def save(self) -> None:
-        """Publishes a checkpoint of this moment."""
+        """Hands a copy of this moment over to be written and published."""
         progress = {
             **self.tracker.to_progress(),
             "bad_in_a_row": self.bad_in_a_row,
@@ -116,19 +117,17 @@ class TrainLoop:
             "num_tokens": self.num_tokens,
             "step_time_s": self.step_time_s,
         }
-        ranks = self.allocator.to_tensors() if self.allocator else {}
-        path = write_checkpoint(
-            self.job.run.checkpoints,
+        ranks = self.allocator.to_tensors() if self.allocator else {}  # replaced, never changed
+        self.writer.hand_over(
             Checkpoint(
                 step=self.step,
                 trained=collect_state(self.job.model),
                 moments=collect_moments(self.job.model, self.runner.optimizer) | ranks,
                 best=self.best,
                 progress=progress,
-            ),
+            )
         )
         self.saved_step = self.step
-        self.emit("checkpoint", step=self.step, path=str(path))
 
     def start(self) -> None:
         """Before the first step: the tuned model must answer like its base."""
@@ -169,6 +168,7 @@ class TrainLoop:
         self.num_tokens += result.num_tokens
         self.step_time_s += result.duration_s
         self._report(result, rate)
+        self.writer.tell()
 
     def _rows_of(self, step: int) -> list[EncodedSample]:
         return [self.job.data.train[row] for row in self.order.rows_of_step(step)]
