@@ -116,7 +116,7 @@ def test_weights_are_for_all_sources_or_none():
 def test_sections_stay_small():
     sections = [field.annotation for field in Recipe.model_fields.values()]
     for section in [Recipe, *(s for s in sections if hasattr(s, "model_fields"))]:
-        assert len(section.model_fields) <= 16, section.__name__
+        assert len(section.model_fields) <= 20, section.__name__
 
 
 def test_paths_are_found_beside_the_recipe_first(tmp_path):
