@@ -88,6 +88,7 @@ def _score_once(
     from lorakeet.data.questions import read_questions
     from lorakeet.data.shards import ShardReader
     from lorakeet.evaluate.answers import score_answers
+    from lorakeet.evaluate.batches import BatchLimit
     from lorakeet.evaluate.perplexity import measure_perplexity
     from lorakeet.infer.sampling import SamplingSettings
 
@@ -103,7 +104,10 @@ def _score_once(
             scores[name] = asdict(score_answers(model, tokenizer, read_questions(path), settings))
     reader = ShardReader(run.data / "validation")
     if len(reader):
-        scores["perplexity"] = measure_perplexity(model, reader, pad_id_of(tokenizer))
+        pad_id = pad_id_of(tokenizer)
+        scores["perplexity"] = BatchLimit(emit).measure(
+            lambda size: measure_perplexity(model, reader, pad_id, size), reader
+        )
     return scores
 
 

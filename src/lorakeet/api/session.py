@@ -6,12 +6,16 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lorakeet.base.errors import MachineError
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.records import Validation
 from lorakeet.base.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from lorakeet.evaluate.batches import BatchLimit
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,29 +55,43 @@ def open_session(
 
 
 def build_validate(session: Session) -> Callable[[], Validation]:
-    """A function that looks at the validation data with the model as it stands."""
-    pad_id = pad_id_of(session.tokenizer)
+    """A function that looks at the validation data with the model as it stands.
+
+    A look that does not fit into memory is told and left out; the training goes on.
+    """
+    from lorakeet.evaluate.batches import BatchLimit
+
+    limit = BatchLimit(session.emit)
 
     def validate() -> Validation:
-        from lorakeet.evaluate.classify import measure_classification
-        from lorakeet.evaluate.perplexity import measure_perplexity
-
-        data = session.data
-        if len(data.validation) == 0:
-            return Validation(values={}, answers=answer_prompts(session))
-        if session.recipe.task == "classify":
-            report = measure_classification(
-                session.model, data.validation, pad_id, data.label_names
-            )
-            values = {"loss": report.loss, "accuracy": report.accuracy, "f1": report.macro_f1}
-            return Validation(values=values)
-        values = measure_perplexity(session.model, data.validation, pad_id)
-        kept = {name: values[name] for name in ("loss", "perplexity")}
-        if not math.isfinite(kept["perplexity"]):
-            kept["perplexity"] = math.inf
-        return Validation(values=kept, answers=answer_prompts(session))
+        try:
+            has_rows = len(session.data.validation) > 0
+            values = _measure_values(session, limit) if has_rows else {}
+            return Validation(values=values, answers=answer_prompts(session))
+        except MachineError as error:
+            session.emit("alarm", code="no-validation", step=0, message=str(error))
+            return Validation(values={})
 
     return validate
+
+
+def _measure_values(session: Session, limit: BatchLimit) -> dict[str, float]:
+    """The loss on the validation rows, and what goes with it for the task."""
+    from lorakeet.evaluate.classify import measure_classification
+    from lorakeet.evaluate.perplexity import measure_perplexity
+
+    model, data, pad_id = session.model, session.data, pad_id_of(session.tokenizer)
+    rows = data.validation
+    if session.recipe.task == "classify":
+        report = limit.measure(
+            lambda size: measure_classification(model, rows, pad_id, data.label_names, size), rows
+        )
+        return {"loss": report.loss, "accuracy": report.accuracy, "f1": report.macro_f1}
+    values = limit.measure(lambda size: measure_perplexity(model, rows, pad_id, size), rows)
+    kept = {name: values[name] for name in ("loss", "perplexity")}
+    if not math.isfinite(kept["perplexity"]):
+        kept["perplexity"] = math.inf
+    return kept
 
 
 def answer_prompts(session: Session) -> tuple[tuple[str, str], ...]:
@@ -82,13 +100,34 @@ def answer_prompts(session: Session) -> tuple[tuple[str, str], ...]:
     if not prompts or session.recipe.task == "classify":
         return ()
     from lorakeet.base.records import Turn
-    from lorakeet.infer.generate import encode_prompt, generate
+    from lorakeet.infer.generate import encode_prompt
     from lorakeet.infer.sampling import SamplingSettings
 
     ids = [encode_prompt(session.tokenizer, [Turn(role="user", content=p)]) for p in prompts]
     settings = SamplingSettings(max_new_tokens=session.recipe.evaluate.max_new_tokens)
-    answers = generate(session.model, session.tokenizer, ids, settings)
+    answers = _generate_within_memory(session, ids, settings)
     return tuple((p, answer.text) for p, answer in zip(prompts, answers, strict=True))
+
+
+def _generate_within_memory(session: Session, ids: list[Any], settings: Any) -> list[Any]:
+    """Answers to all prompts at once, or to fewer at a time where memory runs out."""
+    from lorakeet.infer.generate import generate
+    from lorakeet.models.out_of_memory import halve_until_fits
+
+    def answer(size: int) -> list[Any]:
+        groups = [ids[start : start + size] for start in range(0, len(ids), size)]
+        return [a for group in groups
+                for a in generate(session.model, session.tokenizer, group, settings)]  # fmt: skip
+
+    def halve(size: int) -> int:
+        if size == 1:
+            raise MachineError(
+                "sample_prompts: memory ran out while one prompt was answered. Shorten "
+                "train.sample_prompts, lower evaluate.max_new_tokens, or free memory."
+            )
+        return size // 2
+
+    return halve_until_fits(answer, len(ids), halve)[0]
 
 
 def pad_id_of(tokenizer: Any) -> int:

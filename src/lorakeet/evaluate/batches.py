@@ -2,18 +2,59 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
 
-from lorakeet.base.errors import RequestError
+from lorakeet.base.errors import MachineError, RequestError
+from lorakeet.base.events import Emit
 from lorakeet.base.records import EncodedSample
 from lorakeet.data.collate import collate
 from lorakeet.data.order import split_micro_batches
+from lorakeet.models.out_of_memory import halve_until_fits
 
+T = TypeVar("T")
 DEFAULT_MAX_TOKENS = 4096
+
+
+@dataclass
+class BatchLimit:
+    """The tokens that pass the model at once in an evaluation; what fitted once is kept.
+
+    Args:
+        emit: told when memory runs out.
+    """
+
+    emit: Emit
+    max_tokens: int = DEFAULT_MAX_TOKENS
+
+    def measure(self, measure: Callable[[int], T], reader: Any) -> T:
+        """``measure(max_tokens)`` over a reader's rows, begun again with half on a lack of memory.
+
+        Raises:
+            MachineError: the longest row alone does not fit.
+        """
+        result, self.max_tokens = halve_until_fits(
+            measure, self.max_tokens, lambda size: self._halve(size, int(max(reader.lengths)))
+        )
+        return result
+
+    def _halve(self, size: int, longest: int) -> int:
+        if size <= longest:
+            raise MachineError(
+                f"evaluation: memory ran out with a single row of {longest:,} tokens. Lower "
+                f"data.max_tokens below {longest:,}, or free memory."
+            )
+        half = max(size // 2, longest)
+        self.emit(
+            "alarm", code="out-of-memory", step=0, max_tokens=half, before_tokens=size,
+            message=f"evaluation: memory ran out with {size:,} tokens at once; it goes on with "
+            f"{half:,}. The figures stay the same.",
+        )  # fmt: skip
+        return half
 
 
 def iterate_batches(

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -24,6 +24,7 @@ from lorakeet.base.run_folder import RunFolder
 from lorakeet.data.order import StepOrder
 from lorakeet.data.prefixes import measure_saved_fraction
 from lorakeet.data.prepare import PreparedData
+from lorakeet.models.out_of_memory import halve_until_fits
 from lorakeet.train.checkpoint import (
     Checkpoint,
     collect_moments,
@@ -33,6 +34,7 @@ from lorakeet.train.checkpoint import (
     restore_state,
 )
 from lorakeet.train.checkpoint_writer import CheckpointWriter
+from lorakeet.train.fitting import halve_batch, run_within_memory
 from lorakeet.train.optimizer import set_rate
 from lorakeet.train.schedule import rate_at
 from lorakeet.train.sentinels import (
@@ -107,6 +109,8 @@ class TrainLoop:
         self.recent.extend(state.progress["recent_losses"])
         self.num_tokens = state.progress["num_tokens"]
         self.step_time_s = state.progress["step_time_s"]
+        fitted = state.progress.get("micro_batch_tokens", self.runner.micro_batch_tokens)
+        self.runner = replace(self.runner, micro_batch_tokens=fitted)
 
     def save(self) -> None:
         """Hands a copy of this moment over to be written and published."""
@@ -116,6 +120,7 @@ class TrainLoop:
             "recent_losses": list(self.recent),
             "num_tokens": self.num_tokens,
             "step_time_s": self.step_time_s,
+            "micro_batch_tokens": self.runner.micro_batch_tokens,
         }
         ranks = self.allocator.to_tensors() if self.allocator else {}  # replaced, never changed
         self.writer.hand_over(
@@ -133,9 +138,12 @@ class TrainLoop:
         """Before the first step: the tuned model must answer like its base."""
         rows, _ = split_targets(self._rows_of(1))
         if rows:
-            seen = measure_first_batch(
-                self.job.model, rows, pad_id=self.job.pad_id,
-                max_tokens=self.runner.micro_batch_tokens,
+            job = self.job
+            seen, _ = halve_until_fits(
+                lambda size: measure_first_batch(
+                    job.model, rows, pad_id=job.pad_id, max_tokens=size
+                ),
+                self.runner.micro_batch_tokens, halve_batch,
             )  # fmt: skip
             self.emit("first_batch", step=0, **seen)
         self.look()
@@ -146,6 +154,7 @@ class TrainLoop:
         Raises:
             BadBatchError: more bad batches in a row than the recipe allows; the last good
                 state is saved.
+            MachineError: not even one sample fits into memory.
         """
         self.step += 1
         rate = rate_at(self.step, self.order.num_steps, self.settings)
@@ -159,7 +168,9 @@ class TrainLoop:
                           message=str(error))  # fmt: skip
                 if not rows:
                     raise error
-            result = self.runner.run(rows, (self.settings.seed, self.step))
+            self.runner, result = run_within_memory(
+                self.runner, rows, (self.settings.seed, self.step), self.emit
+            )
         except BadBatchError as error:
             self._pass_over(error)
             return

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor, nn
 
 from lorakeet.adapters.adalora import RankAllocator
-from lorakeet.base.errors import BadBatchError
+from lorakeet.base.errors import BadBatchError, MachineError
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.records import Batch, EncodedSample, Pack
 from lorakeet.data.collate import collate
 from lorakeet.data.order import split_micro_batches
 from lorakeet.data.packing import build_pack, pack_rows
 from lorakeet.data.prefixes import Prefixes, choose_prefixes, pack_shared_rows
+from lorakeet.models.out_of_memory import is_out_of_memory
 from lorakeet.models.packed import read_pack_facts
 from lorakeet.models.score import score_labels, score_pack, score_pack_labels, score_targets
 from lorakeet.models.shared import score_shared_pack
@@ -90,10 +91,11 @@ class StepRunner:
         Raises:
             BadBatchError: loss, gradient or a weight is not finite, or no token of the step is
                 trained; the optimiser has not stepped.
+            MachineError: memory ran out in the optimiser's own step.
         """
         started_s = time.perf_counter()
         lengths = [len(sample.ids) for sample in samples]
-        prefixes = choose_prefixes(samples) if self.shares else None
+        prefixes = self._choose_prefixes(samples)
         groups = groups or self._cut(lengths, prefixes)
         batches = [self._build(samples, group, prefixes) for group in groups]
         num_targets = sum(batch.num_targets for batch in batches)
@@ -112,14 +114,35 @@ class StepRunner:
             found = f"the loss is {loss} and the gradient norm {norm}{culprits}"
             raise _not_finite(found, [samples[i] for i in bad] or samples, seed[1],
                               is_in_weights=not math.isfinite(weights))  # fmt: skip
-        self.optimizer.step()
-        if self.after_step is not None:
-            self.after_step(seed[1])
+        self._move(seed[1])
         self.optimizer.zero_grad(set_to_none=True)
         return StepResult(
             loss=loss, gradient_norm=norm, num_targets=num_targets, num_tokens=sum(lengths),
             duration_s=time.perf_counter() - started_s,
         )  # fmt: skip
+
+    def cut(self, samples: Sequence[EncodedSample]) -> list[list[int]]:
+        """The micro-batches that a step of these samples has, as positions within it."""
+        return self._cut([len(s.ids) for s in samples], self._choose_prefixes(samples))
+
+    def _move(self, step: int) -> None:
+        """The optimiser's step; from here on a step cannot be made again."""
+        try:
+            self.optimizer.step()
+            if self.after_step is not None:
+                self.after_step(step)
+        except (RuntimeError, MemoryError) as error:
+            if not is_out_of_memory(error):
+                raise
+            raise MachineError(
+                f"step {step}: memory ran out while the optimiser moved the weights, so some may "
+                "have moved and some not; nothing of it is kept. Set train.optimizer: adamw-8bit "
+                "or a lower method.rank, free memory, and resume from the newest checkpoint."
+            ) from error
+
+    def _choose_prefixes(self, samples: Sequence[EncodedSample]) -> Prefixes | None:
+        """What the samples of a step share, where sharing is possible and pays."""
+        return choose_prefixes(samples) if self.shares else None
 
     def _cut(self, lengths: Sequence[int], prefixes: Prefixes | None) -> list[list[int]]:
         """The rows of a step in micro-batches, as positions within the step."""
