@@ -33,7 +33,6 @@ from lorakeet.base.run_folder import read_json, sha256_file, to_disk_error
 FORMAT = 1
 KEPT = 2
 _FILES = {"trained.safetensors", "moments.safetensors", "best.safetensors", "progress.json"}
-_MOMENTS = ("exp_avg", "exp_avg_sq", "step")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -140,10 +139,9 @@ def restore_state(model: nn.Module, tensors: Mapping[str, Tensor]) -> None:
 def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
     """A copy of the optimiser's state by parameter name, in the computer's own memory."""
     return {
-        f"{name}|{key}": _copy(optimizer.state[parameter][key])
+        f"{name}|{key}": _copy(value)
         for name, parameter in model.named_parameters()
-        if parameter in optimizer.state
-        for key in _MOMENTS
+        for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
@@ -151,10 +149,14 @@ def restore_moments(
     model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]
 ) -> None:
     """Puts the optimiser's state back."""
+    states: dict[str, dict[str, Tensor]] = {}
+    for key, value in moments.items():
+        name, _, kind = key.rpartition("|")
+        states.setdefault(name, {})[kind] = value
     for name, parameter in model.named_parameters():
-        if f"{name}|step" in moments:
+        if "step" in states.get(name, {}):
             optimizer.state[parameter] = {
-                key: moments[f"{name}|{key}"].to(parameter.device) for key in _MOMENTS
+                kind: value.to(parameter.device) for kind, value in states[name].items()
             }
 
 

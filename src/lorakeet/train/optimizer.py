@@ -1,4 +1,4 @@
-"""AdamW and its parameter groups.
+"""AdamW, with moments in 32 or 8 bits, and its parameter groups.
 
 Weight decay acts on matrices only; norms and biases are left alone.  LoRA+ gives
 B a rate ``ratio`` times that of A (arXiv:2402.12354).
@@ -14,6 +14,7 @@ from torch import nn
 from lorakeet.base.errors import RequestError
 from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.recipe import TrainSettings
+from lorakeet.train.adamw8bit import AdamW8bit
 
 BETAS = (0.9, 0.999)
 FULL_BETAS = (0.9, 0.98)  # a shorter memory of gradient squares, as small full runs want
@@ -23,7 +24,7 @@ def build_optimizer(
     parameters: Iterable[tuple[str, nn.Parameter]],
     train: TrainSettings,
     method: MethodSettings,
-) -> torch.optim.AdamW:
+) -> torch.optim.Optimizer:
     """AdamW over every parameter that is trained.
 
     Each group carries ``rate_factor``: its rate over the schedule's.
@@ -40,15 +41,14 @@ def build_optimizer(
             groups.setdefault((decay, factor), []).append(parameter)
     if not groups:
         raise RequestError("no parameter is trained. Check method.kind and method.targets.")
-    return torch.optim.AdamW(
-        [
-            {"params": members, "weight_decay": decay, "rate_factor": factor}
-            for (decay, factor), members in groups.items()
-        ],
-        lr=train.learning_rate,
-        betas=FULL_BETAS if method.kind == "full" else BETAS,
-        fused=True,
-    )
+    members = [
+        {"params": own, "weight_decay": decay, "rate_factor": factor}
+        for (decay, factor), own in groups.items()
+    ]
+    betas = FULL_BETAS if method.kind == "full" else BETAS
+    if train.optimizer == "adamw-8bit":
+        return AdamW8bit(members, lr=train.learning_rate, betas=betas)
+    return torch.optim.AdamW(members, lr=train.learning_rate, betas=betas, fused=True)
 
 
 def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
