@@ -2,7 +2,14 @@
 
 import pytest
 
-from lorakeet.plan.memory import CHUNK_LOGITS, KINDS, estimate_memory
+from lorakeet.plan.memory import (
+    ALLOCATOR_FRACTION,
+    AT_WORK_F,
+    CHUNK_LOGITS,
+    KINDS,
+    MemoryCase,
+    estimate_memory,
+)
 from lorakeet.plan.model_facts import read_model_facts
 from tests.plan.configs import write_config
 
@@ -21,10 +28,10 @@ def facts(tmp_path):
     return read_model_facts(tmp_path)
 
 
-def estimate(facts, kind, *, is_gpu=False, tokens=TOKENS):
-    return estimate_memory(
-        facts, kind, trained_parameters=TRAINED, micro_batch_tokens=tokens, is_gpu=is_gpu
-    )
+def estimate(facts, kind, *, is_gpu=False, tokens=TOKENS, **case):
+    return estimate_memory(facts, kind, MemoryCase(
+        trained_parameters=TRAINED, micro_batch_tokens=tokens, is_gpu=is_gpu, **case
+    ))  # fmt: skip
 
 
 @pytest.mark.parametrize(("is_gpu", "w"), [(False, 4), (True, 2)])
@@ -38,20 +45,41 @@ def test_weights_are_counted_in_the_bytes_of_their_kind(facts, is_gpu, w):
     }
 
 
-def test_lora_keeps_16_bytes_a_trained_parameter_and_full_has_no_adapter(facts):
+def test_lora_keeps_20_bytes_a_trained_parameter_and_full_has_no_adapter(facts):
     lora, full = estimate(facts, "lora"), estimate(facts, "full")
-    assert lora.adapter + lora.gradients + lora.optimizer == 16 * TRAINED
+    assert lora.adapter + lora.gradients + lora.optimizer + lora.best == 20 * TRAINED
     assert (full.adapter, full.gradients, full.optimizer) == (0, 4 * TRAINED, 8 * TRAINED)
+    assert estimate(facts, "lora", keeps_best=False).best == 0
 
 
-def test_activations_grow_with_tokens_and_layers_and_the_logits_stop_at_a_chunk(facts):
-    logits = 8 * TOKENS * VOCABULARY
-    kept = TOKENS * (16 * HIDDEN + 4 * FFN) * LAYERS * 4
-    assert estimate(facts, "lora").activations == kept + logits
+def test_moments_in_8_bits_take_a_quarter_and_adalora_keeps_its_scores(facts):
+    assert estimate(facts, "full", optimizer="adamw-8bit").optimizer == int(2.03 * TRAINED)
+    assert estimate(facts, "lora", form="adalora").optimizer == 16 * TRAINED
+    assert estimate(facts, "full", form="adalora").optimizer == 8 * TRAINED
+
+
+def test_activations_are_what_layers_keep_and_the_logits_stop_at_a_chunk(facts):
+    kept = (4 * HIDDEN + 5 * HIDDEN + 3 * FFN) * LAYERS + 16 * 7 * LAYERS
+    at_work = AT_WORK_F * FFN + 2 * HIDDEN
+    a_token = (1 + ALLOCATOR_FRACTION) * (kept + at_work) * 4
+
+    def expected(tokens, logits):
+        return pytest.approx(a_token * tokens + tokens * 3 * HIDDEN * 4 + 8 * logits, abs=1)
+
+    assert estimate(facts, "lora").activations == expected(TOKENS, TOKENS * VOCABULARY)
     many = CHUNK_LOGITS // VOCABULARY * 10
-    assert estimate(facts, "lora", tokens=many).activations == (
-        many // TOKENS * kept + 8 * CHUNK_LOGITS
+    assert estimate(facts, "lora", tokens=many).activations == expected(many, CHUNK_LOGITS)
+
+
+def test_dora_keeps_two_outputs_of_each_module_and_full_the_gradients_of_both_tables(facts):
+    lora, dora, full = (
+        estimate(facts, kind, form=form).activations
+        for kind, form in (("lora", "lora"), ("lora", "dora"), ("full", "lora"))
     )
+    outputs = 5 * HIDDEN + 2 * FFN
+    share = (1 + ALLOCATOR_FRACTION) * TOKENS * 4 * LAYERS
+    assert dora - lora == pytest.approx(2 * outputs * share, abs=1)
+    assert full - lora == pytest.approx(2 * 4 * VOCABULARY * HIDDEN - 16 * 7 * share, abs=1)
 
 
 def test_the_total_is_the_sum_of_the_parts(facts):

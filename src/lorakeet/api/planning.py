@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from lorakeet.api.measuring import measure_recipe
 from lorakeet.api.resolve import RecipeLike, to_recipe
 from lorakeet.base.errors import MachineError
 from lorakeet.base.events import Emit
@@ -13,48 +16,140 @@ from lorakeet.base.recipe import Recipe
 from lorakeet.base.run_folder import RunFolder, write_json
 from lorakeet.base.units import to_readable_bytes
 
+if TYPE_CHECKING:
+    from lorakeet.plan.choose import DataFacts, Plan
 
-def plan(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Any:
+NEAR_FRACTION = 0.5  # of the free memory; a prediction below it is not measured
+FAR_FRACTION = 1.5  # of the free memory; a prediction above it is refused unmeasured
+
+
+def plan(
+    recipe: RecipeLike,
+    *,
+    overrides: Sequence[str] = (),
+    measure: bool = False,
+    price_per_hour: float | None = None,
+) -> Any:
     """Memory, speed and what fits, for each method at this recipe and machine.
+
+    Args:
+        measure: makes real steps on the longest rows in a process of their own, beside the
+            prediction; the data is prepared in a temporary folder.
+        price_per_hour: of the machine, in any currency.
 
     Returns:
         a ``plan.choose.Plan``; ``to_dict()`` gives plain JSON.
 
     Raises:
         RecipeError, FileFormatError: the recipe or the base's config.json is wrong.
+        MachineError: with ``measure``, the steps do not fit.
     """
-    from lorakeet.models.load import resolve_base
+    from lorakeet.models.load import read_tokenizer, resolve_base
     from lorakeet.plan.choose import make_plan
 
     asked = to_recipe(recipe, overrides=overrides)
-    return make_plan(asked, resolve_base(asked.base))
+    base = resolve_base(asked.base)
+    if not measure:
+        return make_plan(asked, base, price_per_hour=price_per_hour)
+    from lorakeet.data.prepare import prepare_data
+
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name)
+        data = prepare_data(asked, read_tokenizer(asked.base), folder, _ignore)
+        saved = estimate_saved_fraction(asked, data.train)
+        known = describe_data(asked, data, saved_fraction=saved)
+        made = make_plan(asked, base, data=known, price_per_hour=price_per_hour)
+        num_tokens = count_run_tokens(asked, data.train.lengths)
+        return _measure(asked, folder, made, num_tokens, price_per_hour)
 
 
-def make_run_plan(recipe: Recipe, base_folder: Path, run: RunFolder, emit: Emit, data: Any) -> None:
+def plan_sizes(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Any:
+    """Models from 0.5B to 70B against common cards and this machine, at a recipe's settings.
+
+    Returns:
+        a ``plan.sizes.SizePlan`` for each size; the recipe's base is not read.
+    """
+    from lorakeet.plan.hardware import read_training_hardware
+    from lorakeet.plan.sizes import plan_sizes as make
+
+    return make(to_recipe(recipe, overrides=overrides), read_training_hardware())
+
+
+def _measure(
+    recipe: Recipe, folder: Path, made: Plan, num_tokens: int, price_per_hour: float | None
+) -> Plan:
+    """The plan with what real steps took.
+
+    Args:
+        num_tokens: of the whole run, shared openings counted each time, as steps count them.
+    """
+    row = next(m for m in made.to_dict()["methods"] if m["kind"] == recipe.method.kind)
+    measured = measure_recipe(
+        recipe, folder, row, num_run_tokens=num_tokens, price_per_hour=price_per_hour
+    )
+    return replace(made, measured=measured.to_dict())
+
+
+def _ignore(kind: str, /, **fields: Any) -> None:
+    """A plan has no diary."""
+
+
+def describe_data(recipe: Recipe, data: Any, *, saved_fraction: float = 0.0) -> DataFacts:
+    """What a plan needs of ``data.prepare.PreparedData``.
+
+    Args:
+        saved_fraction: of the tokens, which need not pass the model as samples share them.
+    """
+    from lorakeet.plan.choose import DataFacts
+    from lorakeet.plan.memory import count_micro_batch_tokens
+
+    lengths = data.train.lengths
+    most = sum(sorted((int(n) for n in lengths), reverse=True)[: recipe.train.batch_size])
+    limit = count_micro_batch_tokens(recipe, longest=int(max(lengths, default=0)))
+    return DataFacts(
+        num_run_tokens=round((1 - saved_fraction) * count_run_tokens(recipe, lengths)),
+        num_labels=len(data.label_names) or None,
+        max_micro_batch_tokens=max(1, min(limit, most)),
+    )
+
+
+def make_run_plan(
+    recipe: Recipe, base_folder: Path, run: RunFolder, emit: Emit, data: Any,
+    *, may_measure: bool = False,
+) -> None:  # fmt: skip
     """Writes ``plan.json`` and refuses what cannot fit.
+
+    A prediction that is near to what is free is measured first, where the recipe lets it.
 
     Args:
         data: ``data.prepare.PreparedData``, from which time and classes are told.
 
     Raises:
-        MachineError: the predicted memory is more than there is.
+        MachineError: the predicted memory, or the measured one where there is one, is more
+            than there is.
     """
-    from lorakeet.plan.choose import DataFacts, make_plan
+    from lorakeet.plan.choose import make_plan
 
     saved = estimate_saved_fraction(recipe, data.train)
-    known = DataFacts(
-        num_run_tokens=round((1 - saved) * count_run_tokens(recipe, data.train.lengths)),
-        num_labels=len(data.label_names) or None,
-    )
-    content = make_plan(recipe, base_folder, data=known).to_dict()
-    content["shared_prefixes"] = {"saved_fraction": saved, "speed_up": 1 / (1 - saved)}
+    known = describe_data(recipe, data, saved_fraction=saved)
+    made = make_plan(recipe, base_folder, data=known)
+    shared = {"shared_prefixes": {"saved_fraction": saved, "speed_up": 1 / (1 - saved)}}
+    content = made.to_dict() | shared
     write_json(run.plan, content)
-    emit("plan", chosen=content["chosen"], saved_fraction=saved)
     asked = next(m for m in content["methods"] if m["kind"] == recipe.method.kind)
-    if not asked["fits"]:
+    need, free = asked["bytes"]["total"], made.hardware.usable_bytes
+    fits = asked["fits"]
+    if may_measure and NEAR_FRACTION * free < need < FAR_FRACTION * free:
+        num_tokens = count_run_tokens(recipe, data.train.lengths)
+        content = _measure(recipe, run.data, made, num_tokens, None).to_dict() | shared
+        write_json(run.plan, content)
+        need = content["measured"]["peak_bytes"] or need
+        fits = need <= free
+    emit("plan", chosen=content["chosen"], saved_fraction=saved)
+    if not fits:
         raise MachineError(
             f"{recipe.method.kind} on {recipe.base} needs about "
-            f"{to_readable_bytes(asked['bytes']['total'])}: {asked['why']} "
+            f"{to_readable_bytes(need)}: {asked['why']} "
             + (" ".join(content["remedies"]) or "Choose a smaller base.")
         )
 

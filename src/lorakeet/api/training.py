@@ -154,7 +154,8 @@ def _train_in(
     elif told := describe_other_data(run, data.report.get("fingerprint", {})):
         emit("alarm", code="other-data", step=0, message=told)
     with stage(emit, "plan"):
-        make_run_plan(recipe, base_folder, run, emit, data)
+        make_run_plan(recipe, base_folder, run, emit, data,
+                      may_measure=recipe.plan.measure_first and not is_resumed)  # fmt: skip
     with stage(emit, "load"):
         session = open_session(recipe, run, base_folder, data, emit)
     with stage(emit, "train"):

@@ -14,6 +14,7 @@ from typing import Annotated, Any, Literal
 from pydantic import BeforeValidator, Field, model_validator
 
 from lorakeet.base.method_settings import MethodSettings
+from lorakeet.base.plan_settings import PlanSettings
 from lorakeet.base.section import Names, Section, setting
 
 Task = Literal["chat", "text", "classify"]
@@ -99,6 +100,11 @@ class TrainSettings(Section):
     learning_rate: float = setting(
         2.0e-4, "the peak rate", why="about 10x full fine-tuning's; nearly independent of r", gt=0
     )
+    optimizer: Literal["adamw", "adamw-8bit"] = setting(
+        "adamw",
+        "AdamW with moments in float32 (8 bytes a trained parameter) or in 8 bits (2.03 bytes)",
+        why="LoRA's moments are small; adamw-8bit matters for kind: full (arXiv:2110.02861)",
+    )
     epochs: float = setting(3, "passes over the data", why="1 to 3, early stopping decides", gt=0)
     max_steps: int | None = setting(None, "an upper limit on optimiser steps", ge=1)
     batch_size: int = setting(
@@ -170,6 +176,7 @@ class Recipe(Section):
     data: DataSettings = Field(..., description="what is trained on")
     method: MethodSettings = Field(MethodSettings(), description="which parameters are trained")
     train: TrainSettings = Field(TrainSettings(), description="how they move")
+    plan: PlanSettings = Field(PlanSettings(), description="what is looked at before it begins")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="what is asked afterwards")
 
     @model_validator(mode="after")

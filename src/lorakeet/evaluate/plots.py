@@ -86,6 +86,30 @@ def write_curves_picture(path: Path, events: Sequence[Mapping[str, Any]]) -> Pat
         return _write_figure(figure, path)
 
 
+def write_rates_picture(
+    path: Path, points: Sequence[tuple[float, float]], best: float, first_loss: float
+) -> Path:
+    """The loss that each learning rate led to, the best one marked.
+
+    Args:
+        points: (rate, loss), by rising rate.
+        first_loss: before any step.
+
+    Raises:
+        MachineError: matplotlib is not installed.
+    """
+    with _fonts():
+        figure, axes = _new_figure(6.0, 4.0)
+        axes.semilogx(*zip(*points, strict=True), "o-", lw=1.6, ms=5)
+        axes.axvline(best, ls="--", lw=1.0, color="gray", label=f"best: {best:.2g}")
+        axes.axhline(first_loss, ls=":", lw=1.0, color="gray", label="before training")
+        axes.set_xlabel("learning rate")
+        axes.set_ylabel("loss on unseen rows (nats)")
+        axes.grid(alpha=0.25)
+        axes.legend(frameon=False)
+        return _write_figure(figure, path)
+
+
 def _new_figure(width: float, height: float) -> tuple[Any, Any]:
     from matplotlib.figure import Figure
 

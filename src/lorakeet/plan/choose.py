@@ -10,7 +10,13 @@ from lorakeet.base.recipe import Recipe
 from lorakeet.base.units import to_readable_bytes, to_readable_count, to_readable_seconds
 from lorakeet.plan.advice import advise
 from lorakeet.plan.hardware import Hardware, read_training_hardware
-from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS, KINDS, MemoryParts, estimate_memory
+from lorakeet.plan.memory import (
+    KINDS,
+    MemoryParts,
+    count_micro_batch_tokens,
+    estimate_memory,
+    to_memory_case,
+)
 from lorakeet.plan.model_facts import ModelFacts, read_model_facts
 from lorakeet.plan.speed import estimate_tokens_per_s, find_flops_per_s
 from lorakeet.plan.trained import TrainedCount, count_trained
@@ -38,6 +44,8 @@ class MethodPlan:
         tokens_per_s: predicted; None where the card is not known.
         run_s: predicted time of all epochs without validation; None where speed or data are
             not known.
+        cost: of the run, in the unit of the price; None where time or price are not known.
+        cost_per_million_tokens: likewise, of training on a million tokens.
         why: one sentence.
     """
 
@@ -50,6 +58,8 @@ class MethodPlan:
     tokens_per_s: float | None
     run_s: float | None
     why: str
+    cost: float | None = None
+    cost_per_million_tokens: float | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -61,6 +71,7 @@ class Plan:
             the targets match nothing.
         advice: mistakes in names, and where evidence speaks against a setting.
         remedies: what would fit, where the method that is asked for does not.
+        measured: what real steps took (``api.measuring.Measured``), when they were made.
     """
 
     hardware: Hardware
@@ -69,6 +80,7 @@ class Plan:
     chosen: str | None
     advice: tuple[str, ...]
     remedies: tuple[str, ...] = ()
+    measured: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
         """The plan as plain JSON."""
@@ -87,6 +99,7 @@ class Plan:
             "chosen": self.chosen,
             "advice": list(self.advice),
             "remedies": list(self.remedies),
+            **({"measured": self.measured} if self.measured else {}),
         }  # fmt: skip
 
 
@@ -97,10 +110,12 @@ class DataFacts:
     Args:
         num_run_tokens: tokens that pass the model in the whole run, all epochs together.
         num_labels: classes of task classify.
+        max_micro_batch_tokens: of the longest rows that can meet; the recipe's limit when None.
     """
 
     num_run_tokens: int | None = None
     num_labels: int | None = None
+    max_micro_batch_tokens: int | None = None
 
 
 def make_plan(
@@ -109,6 +124,7 @@ def make_plan(
     hardware: Hardware | None = None,
     *,
     data: DataFacts | None = None,
+    price_per_hour: float | None = None,
 ) -> Plan:
     """What each method needs on this machine, and the one that will be used.
 
@@ -118,6 +134,7 @@ def make_plan(
     Args:
         hardware: this machine when absent.
         data: without it no run time is told, and two classes are taken for task classify.
+        price_per_hour: of the machine, in any currency; costs are told in it.
 
     Raises:
         FileFormatError: ``config.json`` cannot be understood.
@@ -127,12 +144,14 @@ def make_plan(
     labels = known.num_labels or len(recipe.data.labels or ()) or 2
     facts = read_model_facts(base_folder, num_labels=labels if is_classifier else None)
     case = _Case(
+        recipe=recipe,
         facts=facts,
         counted=count_trained(facts, recipe.method, is_classifier=is_classifier),
         machine=machine,
-        micro_batch_tokens=_count_micro_batch_tokens(recipe),
+        micro_batch_tokens=known.max_micro_batch_tokens or count_micro_batch_tokens(recipe),
         flops_per_s=find_flops_per_s(machine),
         num_run_tokens=known.num_run_tokens,
+        price_per_hour=price_per_hour,
     )
     methods = tuple(_plan_method(kind, case) for kind in KINDS)
     possible = {m.kind for m in methods if m.fits and m.is_trainable}
@@ -149,12 +168,14 @@ def make_plan(
 class _Case:
     """What all methods of one plan have in common."""
 
+    recipe: Recipe
     facts: ModelFacts
     counted: TrainedCount
     machine: Hardware
     micro_batch_tokens: int
     flops_per_s: float | None
     num_run_tokens: int | None
+    price_per_hour: float | None
 
     @property
     def room(self) -> int:
@@ -171,10 +192,11 @@ class _Case:
 
     def memory_of(self, kind: str, micro_batch_tokens: int) -> MemoryParts:
         """Predicted bytes of a method."""
-        return estimate_memory(
-            self.facts, kind, trained_parameters=self.trained_by(kind),
+        case = to_memory_case(
+            self.recipe, trained_parameters=self.trained_by(kind),
             micro_batch_tokens=micro_batch_tokens, is_gpu=bool(self.machine.gpus),
         )  # fmt: skip
+        return estimate_memory(self.facts, kind, case)
 
     def speed_of(self, kind: str) -> float | None:
         """Predicted tokens a second of a method."""
@@ -184,12 +206,6 @@ class _Case:
         return estimate_tokens_per_s(
             self.facts, kind, self.flops_per_s, gpu_micro_batch_tokens=tokens
         )
-
-
-def _count_micro_batch_tokens(recipe: Recipe) -> int:
-    """The largest micro-batch: the limit, or one sample that is longer, as none is split."""
-    asked = recipe.train.micro_batch_tokens
-    return max(AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked, recipe.data.max_tokens)
 
 
 def _plan_method(kind: str, case: _Case) -> MethodPlan:
@@ -203,7 +219,16 @@ def _plan_method(kind: str, case: _Case) -> MethodPlan:
         memory=memory, fits=memory.total <= case.room,
         is_trainable=case.can_train(kind), tokens_per_s=speed, run_s=run_s,
         why=_explain(kind, memory, case, run_s),
+        cost=_price(case, run_s),
+        cost_per_million_tokens=_price(case, 1e6 / speed if speed else None),
     )  # fmt: skip
+
+
+def _price(case: _Case, duration_s: float | None) -> float | None:
+    """What the machine costs for a time."""
+    if duration_s is None or case.price_per_hour is None:
+        return None
+    return duration_s / 3600 * case.price_per_hour
 
 
 def _explain(kind: str, memory: MemoryParts, case: _Case, run_s: float | None) -> str:

@@ -1,29 +1,49 @@
-"""Memory of training, one formula a part.
+"""Memory of training, one formula a part, as the process or the card's allocator counts it.
 
 With N parameters in linear layers, M in all other modules, P trained,
 w bytes a weight (4 on a CPU, 2 on a GPU):
 
     weights       full, lora: w (N + M)     lora-8bit: N + w M     qlora: 0.516 N + w M
     adapter       4 P                       A, B and saved modules in float32; nothing for full
-    gradients     4 P                       (2 P for full in bfloat16)
-    optimizer     8 P                       AdamW's two moments in float32
-    activations   T (16 H + 4 F) L w        T tokens a micro-batch, as kept for backward
-                  + 2 x 4 C                 one chunk of C logits and its gradient
+    gradients     4 P                       (w P for full)
+    optimizer     8 P                       AdamW's two moments in float32; 2.03 P in 8 bits;
+                                            8 P more for AdaLoRA's scores
+    best          4 P                       a copy of the best weights (w P for full)
+    activations   see below
+    process       what is there before a model: Python, torch, transformers; measured
 
 0.516 bytes is NF4 with double quantisation: 4 bits, 8-bit scales of blocks of 64,
 and float32 scales of 256 of these (arXiv:2305.14314, section 3).
+
+Activations of T tokens in a micro-batch, with hidden width D, feed-forward width F and Q = the
+width of all query heads; what a layer keeps a token for its backward pass is:
+
+    4 D     the residual stream twice (the two norms keep it) and the two norms' answers
+    5 Q     q, k and v with the key heads repeated, attention's answer, and o_proj's copy of it
+    3 F     a gated feed-forward part: gate, up and their product; 2 F without a gate
+    r       of each adapted module, z = x A^T;  DoRA keeps two of its outputs too
+
+The layer at work needs some more at the same time, and the output head 2 x 4 C bytes for a
+chunk of C logits and its gradient, besides T x 3 D for the states and their gradients.
 """
 
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from lorakeet.base.recipe import Recipe
+from lorakeet.base.units import MIB
 from lorakeet.plan.model_facts import ModelFacts
 
 KINDS = ("full", "lora", "lora-8bit", "qlora")
 BYTES_OF_LINEAR = {"lora-8bit": 1.0, "qlora": 0.516}
 CHUNK_LOGITS = 4_000_000
 AUTO_MICRO_BATCH_TOKENS = 2048
+MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03}
+ADALORA_SCORE_BYTES = 8
+PROCESS_BYTES = {False: 480 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
+AT_WORK_F = 4  # arrays of T x F that the layer at work holds besides what is kept
+ALLOCATOR_FRACTION = 0.05  # of the activations: freed pieces that fit nothing else
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +54,9 @@ class MemoryParts:
     adapter: int
     gradients: int
     optimizer: int
+    best: int
     activations: int
+    process: int
 
     @property
     def total(self) -> int:
@@ -46,25 +68,88 @@ class MemoryParts:
         return {**asdict(self), "total": self.total}
 
 
-def estimate_memory(
-    facts: ModelFacts, kind: str, *, trained_parameters: int, micro_batch_tokens: int, is_gpu: bool
-) -> MemoryParts:
+@dataclass(frozen=True, kw_only=True)
+class MemoryCase:
+    """What the memory of one method depends on besides the model.
+
+    Args:
+        trained_parameters: P.
+        micro_batch_tokens: T, tokens that pass the model at once, padding included.
+        rank: r of an adapter.
+        form: ``lora``, ``dora`` or ``adalora``, what the adapter computes.
+        optimizer: a key of ``MOMENT_BYTES``.
+        keeps_best: whether a validation chooses weights that are kept beside the last ones.
+    """
+
+    trained_parameters: int
+    micro_batch_tokens: int
+    is_gpu: bool
+    rank: int = 16
+    form: str = "lora"
+    optimizer: str = "adamw"
+    keeps_best: bool = True
+
+
+def to_memory_case(
+    recipe: Recipe, *, trained_parameters: int, micro_batch_tokens: int, is_gpu: bool
+) -> MemoryCase:
+    """What a recipe says of its memory."""
+    method = recipe.method
+    return MemoryCase(
+        trained_parameters=trained_parameters, micro_batch_tokens=micro_batch_tokens,
+        is_gpu=is_gpu, rank=method.rank,
+        form="adalora" if method.adalora else "dora" if method.dora else "lora",
+        optimizer=recipe.train.optimizer, keeps_best=recipe.data.validation != 0,
+    )  # fmt: skip
+
+
+def count_micro_batch_tokens(recipe: Recipe, longest: int | None = None) -> int:
+    """The largest micro-batch: the limit, or one sample that is longer, as none is split.
+
+    Args:
+        longest: tokens of the longest sample; the recipe's window when it is not known.
+    """
+    asked = recipe.train.micro_batch_tokens
+    longest = recipe.data.max_tokens if longest is None else longest
+    return max(AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked, longest)
+
+
+def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryParts:
     """Predicted bytes of a method.
 
     Args:
         kind: one of ``KINDS``.
-        trained_parameters: P.
-        micro_batch_tokens: T, padded tokens that pass the model at once.
     """
-    w = 2 if is_gpu else 4
+    w, trained = 2 if case.is_gpu else 4, case.trained_parameters
     linear = facts.linear_parameters
     weights = BYTES_OF_LINEAR.get(kind, w) * linear + w * (facts.parameters - linear)
-    per_layer = micro_batch_tokens * (16 * facts.hidden + 4 * facts.ffn) * w
-    head = 2 * 4 * min(CHUNK_LOGITS, micro_batch_tokens * facts.vocabulary)
+    moments = MOMENT_BYTES[case.optimizer]
+    if kind != "full" and case.form == "adalora":
+        moments += ADALORA_SCORE_BYTES
+    own = w if kind == "full" else 4
     return MemoryParts(
         weights=int(weights),
-        adapter=0 if kind == "full" else 4 * trained_parameters,
-        gradients=(w if kind == "full" else 4) * trained_parameters,
-        optimizer=8 * trained_parameters,
-        activations=per_layer * facts.layers + head,
+        adapter=0 if kind == "full" else 4 * trained,
+        gradients=own * trained,
+        optimizer=int(moments * trained),
+        best=own * trained if case.keeps_best else 0,
+        activations=_count_activations(facts, kind, case, w),
+        process=PROCESS_BYTES[case.is_gpu],
     )
+
+
+def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -> int:
+    """What a micro-batch keeps for its backward pass, the layer at work, and the head."""
+    tokens, hidden, ffn = case.micro_batch_tokens, facts.hidden, facts.ffn
+    kept = (4 * hidden + 5 * facts.query_width + (3 if facts.is_gated else 2) * ffn) * facts.layers
+    at_work = AT_WORK_F * ffn + 2 * hidden
+    if kind != "full":
+        linear = [part for part in facts.parts if part.kind == "linear"]
+        kept += case.rank * sum(part.count for part in linear)
+        if case.form == "dora":
+            kept += 2 * sum(part.count * part.num_out for part in linear)
+    chunk = 2 * 4 * min(CHUNK_LOGITS, tokens * facts.vocabulary)
+    head = chunk + tokens * 3 * hidden * 4
+    if kind == "full":
+        head += 2 * w * facts.vocabulary * hidden
+    return int((1 + ALLOCATOR_FRACTION) * tokens * (kept + at_work) * w) + head

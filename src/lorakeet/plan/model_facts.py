@@ -53,6 +53,18 @@ class ModelFacts:
         return sum(part.parameters for part in self.parts if part.kind == "linear")
 
     @property
+    def is_gated(self) -> bool:
+        """Whether the feed-forward part has a gate beside its first matrix."""
+        return any(part.path.endswith(("gate_proj", "gate_up_proj")) for part in self.parts)
+
+    @property
+    def query_width(self) -> int:
+        """The width of all query heads together: what attention's output matrix takes in."""
+        ends = (".o_proj", ".out_proj", ".out_lin", ".dense", ".c_proj", ".wo")
+        found = [p.num_in for p in self.parts if p.kind == "linear" and p.path.endswith(ends)]
+        return found[0] if found else self.hidden
+
+    @property
     def multiplied(self) -> float:
         """Weights that one token is multiplied by: linear layers, used experts and the head."""
         return sum(part.multiplied for part in self.parts)
@@ -69,10 +81,14 @@ def read_model_facts(folder: Path, *, num_labels: int | None = None) -> ModelFac
             and there are no readable safetensors to count.
     """
     config = read_model_config(folder)
-    kind = config["model_type"]
-    if kind not in FAMILIES:
+    if config["model_type"] not in FAMILIES:
         return _count_weights(folder, config, num_labels)
-    hidden = config["hidden_size"]
+    return build_facts(config, num_labels=num_labels)
+
+
+def build_facts(config: Config, *, num_labels: int | None = None) -> ModelFacts:
+    """The facts of a known architecture from its configuration, in ``model_config``'s names."""
+    hidden, kind = config["hidden_size"], config["model_type"]
     return ModelFacts(
         model_type=kind, parts=tuple(list_parts(config, num_labels)), hidden=hidden,
         layers=config["num_hidden_layers"], ffn=config.get("intermediate_size") or 4 * hidden,

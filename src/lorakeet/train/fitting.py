@@ -62,7 +62,9 @@ def _halve(runner: StepRunner, samples: Sequence[EncodedSample], step: int, emit
     lengths = [len(sample.ids) for sample in samples]
     groups = runner.cut(samples)
     largest = max(sum(lengths[place] for place in group) for group in groups)
-    largest = min(largest, max(runner.micro_batch_tokens, max(lengths)))  # a shared part counts once
+    largest = min(
+        largest, max(runner.micro_batch_tokens, max(lengths))
+    )  # a shared part counts once
     longest = max(lengths)
     if all(len(group) == 1 for group in groups):
         raise MachineError(

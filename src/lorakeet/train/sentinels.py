@@ -70,6 +70,26 @@ def measure_first_batch(
     return {"loss": loss, "base_loss": base_loss, "uniform_loss": uniform}
 
 
+@torch.no_grad()
+def measure_rows(
+    model: nn.Module, rows: Sequence[EncodedSample], *, pad_id: int, max_tokens: int
+) -> float:
+    """The loss of rows in nats a target, each target with the same weight.
+
+    Args:
+        model: in evaluation mode afterwards.
+        max_tokens: padded tokens that pass the model at once.
+    """
+    model.eval()
+    device = next(model.parameters()).device
+    total, count = 0.0, 0
+    for group in split_micro_batches([len(row.ids) for row in rows], max_tokens):
+        batch = collate([rows[place] for place in group], pad_id)
+        total += float(score_batch(model, batch, device))
+        count += batch.num_targets
+    return total / count
+
+
 def count_zero_factors(model: nn.Module) -> dict[str, Any]:
     """How many trained A and B there are, how many are zero throughout, and a few names."""
     factors = {

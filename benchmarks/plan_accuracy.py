@@ -1,0 +1,159 @@
+"""Predicted against measured peak memory: 20 recipes, each a real training run of its own.
+
+    python -m benchmarks.plan_accuracy [--only 135m-1024-lora ...]
+
+Shapes x methods x lengths, random weights, two optimiser steps with a validation before and
+after.  ``measured`` is the highest resident memory of the whole ``lorakeet.train`` process as
+the system counts it, ``predicted`` the plan's total from config.json and the rows' lengths.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import resource
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from lorakeet.base.run_folder import write_text
+
+RESULTS = Path(__file__).parent / "results"
+STARTER = Path(__file__).resolve().parents[1] / "src" / "lorakeet" / "embedded" / "starter"
+# hidden, layers, heads, key-value heads, feed-forward width, vocabulary
+SHAPES = {
+    "tiny": (64, 2, 4, 4, 176, 2560),
+    "20m": (384, 8, 6, 2, 1024, 16384),
+    "135m": (576, 30, 9, 3, 1536, 49152),
+}
+METHODS: dict[str, dict[str, Any]] = {
+    "lora": {"rank": 16},
+    "dora": {"rank": 16, "dora": True},
+    "adalora": {"rank": 12, "adalora": {"target_rank": 8, "settle_fraction": 0.0}},
+    "full": {"kind": "full"},
+}
+# shape, tokens of a row, tokens of a micro-batch
+WORK = {
+    "tiny-512": ("tiny", 512, 2048),
+    "20m-256": ("20m", 256, 512),
+    "20m-1024": ("20m", 1024, 1024),
+    "135m-128": ("135m", 128, 256),
+    "135m-512": ("135m", 512, 512),
+}
+
+
+def write_base(folder: Path, shape: str) -> None:
+    """A Llama of a shape with random weights and the starter's tokenizer."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    hidden, layers, heads, kv_heads, ffn, vocabulary = SHAPES[shape]
+    config = LlamaConfig(
+        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+        num_key_value_heads=kv_heads, intermediate_size=ffn, vocab_size=vocabulary,
+        max_position_embeddings=2048, tie_word_embeddings=True, pad_token_id=0,
+    )  # fmt: skip
+    LlamaForCausalLM(config).save_pretrained(folder)
+    for path in STARTER.glob("*token*"):
+        shutil.copy(path, folder)
+
+
+def write_rows(path: Path, length: int) -> None:
+    """Rows of at least ``length`` tokens, which the recipe cuts to exactly that."""
+    draw = random.Random(0)
+    words = "river stone seven bright garden letter winter doctor travel silver".split()
+    rows = [{"text": " ".join(draw.choices(words, k=length))} for _ in range(24)]
+    write_text(path, "".join(json.dumps(row) + "\n" for row in rows))
+
+
+def recipe_of(base: Path, rows: Path, method: str, length: int, tokens: int) -> dict[str, Any]:
+    """Two steps of two full micro-batches."""
+    return {
+        "base": str(base), "task": "text",
+        "data": {"train": str(rows), "validation": 0.1, "max_tokens": length, "too_long": "cut",
+                 "deduplicate": False},
+        "method": METHODS[method],
+        "train": {"max_steps": 2, "batch_size": 2 * tokens // length,
+                  "micro_batch_tokens": tokens, "evaluate_every_steps": 1},
+        "plan": {"measure_first": False},
+    }  # fmt: skip
+
+
+def run_one(recipe: dict[str, Any], run: Path) -> None:
+    """A training run in this process; its peak and its plan as one line of JSON."""
+    import lorakeet as lk
+
+    lk.train(recipe, run)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
+    kind = recipe["method"].get("kind", "lora")
+    predicted = next(m for m in plan["methods"] if m["kind"] == kind)["bytes"]
+    print("\n" + json.dumps({"predicted": predicted, "measured": peak}))
+
+
+def measure(name: str, method: str, work: Path) -> dict[str, Any]:
+    """One recipe in a fresh process."""
+    shape, length, tokens = WORK[name]
+    base, rows = work / shape, work / f"rows-{length}.jsonl"
+    if not base.is_dir():
+        code = "from pathlib import Path; from benchmarks.plan_accuracy import write_base; " \
+               f"write_base(Path({str(base)!r}), {shape!r})"  # fmt: skip
+        subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
+    write_rows(rows, length)
+    recipe = recipe_of(base, rows, method, length, tokens)
+    command = [sys.executable, "-m", "benchmarks.plan_accuracy", "--recipe", json.dumps(recipe),
+               "--run", str(work / f"{name}-{method}")]  # fmt: skip
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"{name}-{method}: {done.stderr[-2000:]}")
+    return json.loads(done.stdout.strip().splitlines()[-1])
+
+
+def main() -> None:
+    """Runs the recipes and writes the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--only", nargs="*", help="names such as 135m-128-lora")
+    parser.add_argument("--recipe", help="run one recipe in this process")
+    parser.add_argument("--run", type=Path)
+    asked = parser.parse_args()
+    if asked.recipe:
+        run_one(json.loads(asked.recipe), asked.run)
+        return
+    found = {}
+    with tempfile.TemporaryDirectory() as folder:
+        for name in WORK:
+            for method in METHODS:
+                key = f"{name}-{method}"
+                if not asked.only or key in asked.only:
+                    found[key] = measure(name, method, Path(folder))
+                    print(key, json.dumps(found[key]), flush=True)
+    table = to_table(found)
+    print(table)
+    if not asked.only:
+        write_text(RESULTS / "plan_accuracy.md", table)
+
+
+def to_table(found: dict[str, dict[str, Any]]) -> str:
+    """A row a recipe: predicted, measured, difference."""
+    lines = [
+        "# Predicted against measured peak memory of training, CPU", "",
+        "| recipe (shape-tokens-method) | predicted MiB | measured MiB | difference |",
+        "|---|---|---|---|",
+    ]  # fmt: skip
+    off = []
+    for key, one in found.items():
+        predicted, measured = one["predicted"]["total"] / 2**20, one["measured"] / 2**20
+        off.append(predicted / measured - 1)
+        lines.append(f"| {key} | {predicted:.0f} | {measured:.0f} | {100 * off[-1]:+.1f} % |")
+    near = sum(abs(value) <= 0.1 for value in off)
+    lines += ["", f"{near} of {len(off)} within 10 %; the largest difference is "
+              f"{100 * max(map(abs, off), default=0):.1f} %. "
+              "Made by `python -m benchmarks.plan_accuracy`."]  # fmt: skip
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""A plan that is measured: real steps of a recipe in a process of their own.
+
+A process of its own has its own peak of memory, leaves the caller's random numbers and
+state as they are, and may die of a lack of memory without taking the caller along.
+"""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+from lorakeet.base.errors import MachineError
+from lorakeet.base.recipe import Recipe
+from lorakeet.base.recipe_file import read_recipe, recipe_to_dict, to_yaml
+from lorakeet.base.run_folder import read_json, write_json, write_text
+
+RECIPE, RESULT = "trial-recipe.yaml", "trial.json"
+_SHOWN_CHARS = 1500
+
+
+@dataclass(frozen=True, kw_only=True)
+class Measured:
+    """Measured figures beside the predicted ones.
+
+    Args:
+        peak_bytes: of the whole process, or of the GPU; None where the system does not tell.
+        memory_correction: measured over predicted peak.
+        micro_batch_tokens: what fitted.
+        longest_tokens: of the largest micro-batch.
+        tokens_per_s: of real steps.
+        run_s: of all epochs at this rate, without validation.
+        cost: of the run, where a price is given.
+    """
+
+    predicted_bytes: int
+    peak_bytes: int | None
+    memory_correction: float | None
+    predicted_tokens_per_s: float | None
+    tokens_per_s: float
+    run_s: float
+    cost: float | None
+    micro_batch_tokens: int
+    longest_tokens: int
+    num_steps: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON."""
+        return asdict(self)
+
+
+def measure_recipe(
+    recipe: Recipe, folder: Path, predicted: Mapping[str, Any], *,
+    num_run_tokens: int, price_per_hour: float | None = None,
+) -> Measured:  # fmt: skip
+    """Real steps of a recipe, made by a child process.
+
+    Args:
+        folder: has the prepared data, and gets two small files that are removed again.
+        predicted: the method's row of the plan.
+        num_run_tokens: of all epochs.
+
+    Raises:
+        MachineError: the steps do not fit, or the process was ended by the system.
+    """
+    found = run_trial(recipe, folder)
+    peak, total = found["peak_bytes"], predicted["bytes"]["total"]
+    run_s = num_run_tokens / found["tokens_per_s"]
+    return Measured(
+        predicted_bytes=total, peak_bytes=peak,
+        memory_correction=peak / total if peak else None,
+        predicted_tokens_per_s=predicted["tokens_per_s"],
+        run_s=run_s, cost=run_s / 3600 * price_per_hour if price_per_hour is not None else None,
+        **{name: found[name] for name in ("tokens_per_s", "micro_batch_tokens", "longest_tokens",
+                                          "num_steps")},
+    )  # fmt: skip
+
+
+def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """Starts the child, waits for it and reads what it found.
+
+    Raises:
+        MachineError: it could not make the steps.
+    """
+    asked, result = folder / RECIPE, folder / RESULT
+    write_text(asked, to_yaml(recipe_to_dict(recipe)))
+    result.unlink(missing_ok=True)
+    try:
+        done = subprocess.run(
+            [sys.executable, "-m", "lorakeet.api.measuring", str(folder)],
+            capture_output=True, text=True, check=False,
+        )  # fmt: skip
+        found = read_json(result) if result.is_file() else {}
+    finally:
+        asked.unlink(missing_ok=True)
+        result.unlink(missing_ok=True)
+    if "peak_bytes" in found:
+        return found
+    raise MachineError(_explain(found, done))
+
+
+def _explain(found: Mapping[str, Any], done: subprocess.CompletedProcess[str]) -> str:
+    """Why the steps could not be made, and what helps."""
+    if "error" in found:
+        return f"the trial steps failed. {found['error']}"
+    if done.returncode < 0:
+        return (
+            f"the trial steps were ended by the system (signal {-done.returncode}), most often "
+            "for a lack of memory. Lower train.micro_batch_tokens, data.max_tokens or "
+            "method.rank, or choose a smaller base."
+        )
+    told = done.stderr.strip()[-_SHOWN_CHARS:]
+    return f"the trial steps ended with code {done.returncode}: {told}"
+
+
+def main(folder: Path) -> None:
+    """The child: data, model and steps as ``train`` has them."""
+    from lorakeet.api.session import open_session, pad_id_of
+    from lorakeet.base.errors import LorakeetError
+    from lorakeet.base.run_folder import RunFolder
+    from lorakeet.data.prepare import prepare_data
+    from lorakeet.models.load import read_tokenizer, resolve_base
+    from lorakeet.train.trial import try_steps
+
+    _offer_to_the_system()
+    recipe = read_recipe(folder / RECIPE)
+
+    def ignore(kind: str, /, **fields: Any) -> None:
+        """The alarms of a trial are in its result."""
+
+    try:
+        data = prepare_data(recipe, read_tokenizer(recipe.base), folder, ignore)
+        session = open_session(recipe, RunFolder(folder), resolve_base(recipe.base), data, ignore)
+        pad_id = pad_id_of(session.tokenizer)
+        trial = try_steps(session.model, recipe, data, pad_id=pad_id, emit=ignore)
+        write_json(folder / RESULT, asdict(trial))
+    except LorakeetError as error:
+        write_json(folder / RESULT, {"error": str(error)})
+
+
+def _offer_to_the_system() -> None:
+    """Lets Linux end this process, and no other, when memory runs out."""
+    score = Path("/proc/self/oom_score_adj")
+    if score.exists():
+        score.write_text("1000")
+
+
+if __name__ == "__main__":
+    main(Path(sys.argv[1]))

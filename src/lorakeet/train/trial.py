@@ -1,0 +1,99 @@
+"""A few real steps before a run, for their memory and their speed.
+
+The longest rows are put into one step, so no step of the run holds more; the moments exist
+from the first step on, so the second one is as large as any later one.  Then steps of the run
+follow for the rate.  Nothing is kept.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from lorakeet.adapters.adalora import build_allocator
+from lorakeet.base.events import Emit
+from lorakeet.base.recipe import Recipe
+from lorakeet.data.order import StepOrder
+from lorakeet.data.prepare import PreparedData
+from lorakeet.models.fast import fast_units
+from lorakeet.train.checkpoint import collect_state
+from lorakeet.train.fitting import run_within_memory
+from lorakeet.train.memory import peak_bytes
+from lorakeet.train.sentinels import split_targets
+from lorakeet.train.step import StepRunner, build_runner
+
+NUM_MICRO_BATCHES = 2  # the second one meets the gradients of the first
+RATE_S = 5.0  # steps are timed until this has passed
+MAX_RATE_STEPS = 20
+
+
+@dataclass(frozen=True, kw_only=True)
+class Trial:
+    """What a few steps took.
+
+    Args:
+        peak_bytes: of the process or the GPU; None where the system does not tell.
+        longest_tokens: of the largest micro-batch.
+        micro_batch_tokens: the limit that fitted; below the recipe's where memory ran out.
+        tokens_per_s: of real steps, after the first ones.
+    """
+
+    peak_bytes: int | None
+    longest_tokens: int
+    micro_batch_tokens: int
+    tokens_per_s: float
+    num_steps: int
+
+
+def try_steps(
+    model: nn.Module, recipe: Recipe, data: PreparedData, *, pad_id: int, emit: Emit
+) -> Trial:
+    """Steps of a recipe on its longest rows, then on its first ones.
+
+    Args:
+        model: with its method attached; trained for a few steps.
+
+    Raises:
+        MachineError: not even the longest row fits.
+    """
+    settings = recipe.train
+    order = StepOrder.of_recipe(recipe, data.train.source_of)
+    with fast_units(model):
+        allocator = build_allocator(model, order.num_steps)
+        runner = build_runner(model, recipe, pad_id=pad_id, allocator=allocator)
+        model.train()
+        rows = [data.train[place] for place in choose_longest(data.train.lengths, runner,
+                                                              settings.batch_size)]  # fmt: skip
+        best = collect_state(model)  # a run keeps the best weights beside the last
+        for number in (1, 2):
+            runner, _ = run_within_memory(runner, rows, (settings.seed, number), emit)
+        peak = peak_bytes()
+        del best
+        tokens, seconds, made = 0, 0.0, 0
+        started_s = time.perf_counter()
+        while not made or (time.perf_counter() - started_s < RATE_S and made < MAX_RATE_STEPS):
+            made += 1
+            step = (made - 1) % order.num_steps + 1
+            some, _ = split_targets([data.train[row] for row in order.rows_of_step(step)])
+            runner, result = run_within_memory(runner, some, (settings.seed, step), emit)
+            tokens, seconds = tokens + result.num_tokens, seconds + result.duration_s
+    lengths = [len(row.ids) for row in rows]
+    return Trial(
+        peak_bytes=peak, micro_batch_tokens=runner.micro_batch_tokens,
+        longest_tokens=max(sum(lengths[i] for i in group) for group in runner.cut(lengths)),
+        tokens_per_s=tokens / max(seconds, 1e-9), num_steps=made,
+    )  # fmt: skip
+
+
+def choose_longest(lengths: Sequence[int], runner: StepRunner, batch_size: int) -> list[int]:
+    """The longest rows, as many as fill two micro-batches and no more than a step holds."""
+    ordered = sorted(range(len(lengths)), key=lambda row: (-int(lengths[row]), row))
+    chosen: list[int] = []
+    for row in ordered[:batch_size]:
+        chosen.append(row)
+        if len(runner.cut([int(lengths[i]) for i in chosen])) > NUM_MICRO_BATCHES:
+            return chosen[:-1]
+    return chosen

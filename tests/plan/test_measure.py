@@ -1,0 +1,102 @@
+"""A measured plan: real steps in a process of their own, told beside the prediction."""
+
+import io
+import json
+
+import pytest
+import torch
+from rich.console import Console
+
+from lorakeet.api.measuring import run_trial
+from lorakeet.api.planning import make_run_plan, plan
+from lorakeet.base.errors import MachineError
+from lorakeet.base.recipe_file import recipe_from_dict
+from lorakeet.base.run_folder import RunFolder, read_json
+from lorakeet.base.units import GIB, MIB
+from lorakeet.data.prepare import prepare_data
+from lorakeet.models.load import read_tokenizer, resolve_base
+from lorakeet.plan.hardware import Hardware
+from lorakeet.plan.table import render_plan
+
+
+@pytest.fixture
+def recipe(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    rows = [{"text": f"a short letter number {n} about the weather"} for n in range(12)]
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return recipe_from_dict({
+        "base": "starter", "task": "text", "data": {"train": str(path), "validation": 0},
+        "train": {"early_stopping": None, "epochs": 2},
+    })  # fmt: skip
+
+
+@pytest.fixture
+def with_free(monkeypatch):
+    """Makes the planner see a machine with this much free memory."""
+
+    def install(free_bytes):
+        machine = Hardware(cores=2, memory_bytes=24 * GIB, free_memory_bytes=int(free_bytes),
+                           disk_free_bytes=GIB)  # fmt: skip
+        monkeypatch.setattr("lorakeet.plan.choose.read_training_hardware", lambda: machine)
+
+    return install
+
+
+@pytest.fixture
+def prepared(recipe, tmp_path):
+    run = RunFolder(tmp_path / "run")
+    return run, prepare_data(recipe, read_tokenizer("starter"), run.data, lambda *a, **k: None)
+
+
+def make(recipe, prepared, **options):
+    run, data = prepared
+    make_run_plan(recipe, resolve_base("starter"), run, lambda *a, **k: None, data, **options)
+    return read_json(run.plan)
+
+
+def test_a_measured_plan_tells_both_and_leaves_the_caller_as_it_was(recipe):
+    state = torch.get_rng_state()
+    made = plan(recipe, measure=True, price_per_hour=3.6)
+    found = made.to_dict()["measured"]
+    lora = next(row for row in made.to_dict()["methods"] if row["kind"] == "lora")
+    assert torch.equal(torch.get_rng_state(), state)
+    assert found["predicted_bytes"] == lora["bytes"]["total"]
+    assert found["memory_correction"] == found["peak_bytes"] / found["predicted_bytes"]
+    assert 0.8 < found["memory_correction"] < 1.25
+    assert found["cost"] == pytest.approx(found["run_s"] / 1000)
+    assert lora["cost"] == pytest.approx(lora["run_s"] / 1000)
+    console = Console(width=80, file=io.StringIO())
+    console.print(render_plan(made))
+    text = console.file.getvalue()
+    for word in ("predicted", "measured", "difference", "peak memory", "cost of lora"):
+        assert word in text
+
+
+def test_a_run_with_much_room_is_not_measured_and_one_with_little_is(recipe, prepared, with_free):
+    with_free(20 * GIB)
+    assert "measured" not in make(recipe, prepared, may_measure=True)
+    with_free(900 * MIB)
+    content = make(recipe, prepared, may_measure=True)
+    assert content["measured"]["peak_bytes"] < 900 * MIB
+    assert not list(prepared[0].data.glob("trial*"))
+    assert "measured" not in make(recipe, prepared)
+
+
+def test_what_was_measured_decides_and_what_is_far_too_much_is_refused_at_once(
+    recipe, prepared, with_free
+):
+    with_free(400 * MIB)
+    with pytest.raises(MachineError, match="needs about"):
+        make(recipe, prepared, may_measure=True)
+    assert read_json(prepared[0].plan)["measured"]["peak_bytes"] > 400 * MIB
+    with_free(50 * MIB)
+    with pytest.raises(MachineError, match="needs about"):
+        make(recipe, prepared, may_measure=True)
+    assert "measured" not in read_json(prepared[0].plan)
+
+
+def test_a_trial_that_fails_says_why(recipe, tmp_path):
+    lost = recipe.model_copy(update={"base": str(tmp_path)})
+    with pytest.raises(MachineError, match="trial steps failed.*config.json"):
+        run_trial(lost, tmp_path)
+    assert not list(tmp_path.glob("trial*"))
