@@ -171,7 +171,8 @@ def test_the_json_holds_every_row_and_survives_a_round_trip(plan_for):
     assert [row["kind"] for row in content["methods"]] == list(KINDS)
     lora = content["methods"][1]
     assert set(lora) == {"kind", "trained_parameters", "trained_fraction", "bytes", "fits",
-                         "is_trainable", "tokens_per_s", "run_s", "why"}  # fmt: skip
+                         "is_trainable", "tokens_per_s", "run_s", "why", "cost",
+                         "cost_per_million_tokens"}  # fmt: skip
     assert lora["bytes"]["total"] == sum(v for k, v in lora["bytes"].items() if k != "total")
     assert content["chosen"] == "lora"
     assert content["model"]["parameters"] == 124_439_808

@@ -15,7 +15,10 @@ PUBLISHED = {"0.5B": 0.494, "1.5B": 1.544, "3B": 3.086, "7B": 7.616, "14B": 14.7
 
 @pytest.fixture(scope="module")
 def sizes():
-    recipe = recipe_from_dict({"base": "x", "data": {"train": "a.jsonl"}})
+    recipe = recipe_from_dict({
+        "base": "x", "data": {"train": "a.jsonl", "max_tokens": 512},
+        "train": {"micro_batch_tokens": 512},
+    })  # fmt: skip
     return {size.size: size for size in plan_sizes(recipe, HERE)}
 
 

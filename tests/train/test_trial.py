@@ -27,13 +27,13 @@ def make(tmp_path):
 def test_the_longest_rows_fill_two_micro_batches_and_no_more_than_a_step(make):
     model, recipe, data = make(micro_batch_tokens=40)
     runner = build_runner(model, recipe, pad_id=0)
-    lengths = [int(n) for n in data.train.lengths]
-    chosen = choose_longest(lengths, runner, recipe.train.batch_size)
-    assert lengths[chosen[0]] == max(lengths)
-    assert min(lengths[i] for i in chosen) >= sorted(lengths)[-len(chosen)]
-    assert len(runner.cut([lengths[i] for i in chosen])) == 2
-    assert len(choose_longest(lengths, runner, 3)) == 3
-    assert choose_longest([50, 60], runner, 8) == [1, 0], "a row above the limit stands alone"
+    lengths = sorted((int(n) for n in data.train.lengths), reverse=True)
+    chosen = choose_longest(data.train, runner, recipe.train.batch_size)
+    assert [len(row.ids) for row in chosen] == lengths[: len(chosen)]
+    assert len(runner.cut(chosen)) == 2
+    assert len(choose_longest(data.train, runner, 3)) == 3
+    alone = replace(runner, micro_batch_tokens=1)
+    assert len(choose_longest(data.train, alone, 8)) == 2, "a row above the limit stands alone"
 
 
 def test_a_trial_tells_the_peak_and_the_rate_of_real_steps(make):
@@ -49,7 +49,8 @@ def test_a_trial_tells_the_micro_batch_that_fits(make):
     model, recipe, data = make("full", micro_batch_tokens=160)
 
     def refuse(module, args, kwargs):
-        if kwargs["input_ids"].numel() > 45:
+        ids = kwargs.get("input_ids", args[0] if args else None)
+        if ids.numel() > 45:
             raise MemoryError
 
     model.transformer.register_forward_pre_hook(refuse, with_kwargs=True)
@@ -65,18 +66,19 @@ def test_a_sweep_is_the_same_twice_and_leaves_weights_and_random_numbers(make):
     assert all(p.grad is None for p in model.parameters())
 
 
-@pytest.mark.parametrize("rate", [1e-5, 1e-2])
+@pytest.mark.parametrize("rate", [1e-5, 3e-2])
 def test_a_sweep_finds_the_rate_with_the_lowest_loss_and_goes_on_beyond_an_end(make, rate):
     model, recipe, data = make("full", learning_rate=rate)
     found = sweep_rates(model, recipe, data, pad_id=0, emit=Listener())
     losses = {r.rate: math.inf if r.loss is None else r.loss for r in found.results}
-    assert found.best == min(losses, key=losses.get) and losses[found.best] < found.first_loss
+    assert found.best == min(losses, key=losses.get)
     rates = sorted(losses)
     assert all(b / a == pytest.approx(FACTOR) for a, b in zip(rates, rates[1:], strict=False))
-    is_inside = found.best not in (rates[0], rates[-1])
-    assert found.is_bracketed is is_inside
     if rate == 1e-5:
-        assert found.best > 3 * rate and len(rates) == 5
+        assert rates[-1] == pytest.approx(1e-5 * FACTOR**3) and not found.is_bracketed
+    else:
+        assert found.is_bracketed and found.best not in (rates[0], rates[-1])
+        assert losses[found.best] < found.first_loss
 
 
 def test_a_rate_that_diverges_is_told_and_not_chosen(make):

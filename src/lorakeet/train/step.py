@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakeet.adapters.adalora import RankAllocator
-from lorakeet.base.errors import BadBatchError, MachineError
+from lorakeet.base.errors import MachineError
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.records import Batch, EncodedSample, Pack
 from lorakeet.data.collate import collate
@@ -30,6 +30,7 @@ from lorakeet.models.packed import read_pack_facts
 from lorakeet.models.score import score_labels, score_pack, score_pack_labels, score_targets
 from lorakeet.models.shared import score_shared_pack
 from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS
+from lorakeet.train.not_finite import name_not_finite, to_not_finite_error
 from lorakeet.train.optimizer import build_optimizer
 
 
@@ -112,7 +113,7 @@ class StepRunner:
             bad = [i for group, part in zip(groups, losses, strict=True)
                    if not math.isfinite(part) for i in group]  # fmt: skip
             found = f"the loss is {loss} and the gradient norm {norm}{culprits}"
-            raise _not_finite(found, [samples[i] for i in bad] or samples, seed[1],
+            raise to_not_finite_error(found, [samples[i] for i in bad] or samples, seed[1],
                               is_in_weights=not math.isfinite(weights))  # fmt: skip
         self._move(seed[1])
         self.optimizer.zero_grad(set_to_none=True)
@@ -267,41 +268,6 @@ def hash_seed(seed: int, step: int) -> int:
     return (z ^ (z >> 31)) >> 1
 
 
-def name_not_finite(model: nn.Module) -> str:
-    """Which weights and gradients hold NaN or infinity, as the end of a sentence."""
-    named = [(name, p) for name, p in model.named_parameters() if p.requires_grad]
-    weights = [name for name, p in named if not torch.isfinite(p).all()]
-    gradients = [
-        name for name, p in named if p.grad is not None and not torch.isfinite(p.grad).all()
-    ]
-    told = [
-        f"; not finite is the {what} of {names[0]}"
-        + (f" and {len(names) - 1} more" * (len(names) > 1))
-        for what, names in (("weight", weights), ("gradient", gradients))
-        if names
-    ]
-    return "".join(told)
-
-
 def _norm_of(parameters: Sequence[nn.Parameter]) -> float:
     """The norm of all weights; not finite as soon as one weight is not."""
     return float(nn.utils.get_total_norm([parameter.detach() for parameter in parameters]))
-
-
-def _not_finite(
-    found: str, samples: Sequence[EncodedSample], step: int, *, is_in_weights: bool
-) -> BadBatchError:
-    """The error of a step that must not happen, with the rows it saw."""
-    rows = ", ".join(str(sample.origin) for sample in samples[:4])
-    more = f" and {len(samples) - 4} more" if len(samples) > 4 else ""
-    remedy = (
-        "The weights were spoiled before this step: resume from the newest checkpoint."
-        if is_in_weights
-        else "Lower train.learning_rate, and look at these rows with 'lorakeet data show'; "
-        "train.skip_bad_batches passes over single ones."
-    )
-    return BadBatchError(
-        f"step {step}: {found}; needed are finite numbers. The optimiser did not step, so the "
-        f"weights are untouched. The rows were {rows}{more}. {remedy}",
-        rows=[str(sample.origin) for sample in samples], is_in_weights=is_in_weights,
-    )  # fmt: skip

@@ -39,6 +39,7 @@ MIN_STEPS, MAX_STEPS = 8, 30
 MAX_TOKENS = 20_000  # of one rate, once MIN_STEPS are made
 MAX_HELD_OUT = 32
 MAX_EXTENSIONS = 2
+MIN_GAIN_FRACTION = 1e-3  # of the first loss; less is rounding and chance
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -95,15 +96,14 @@ def sweep_rates(
                      train.learning_rate * FACTOR):  # fmt: skip
             found[rate] = trial.run(rate, steps, held_out)
         for _ in range(MAX_EXTENSIONS):
-            rate = _beyond(found)
+            rate = _beyond(found, first)
             if rate is None:
                 break
             found[rate] = trial.run(rate, steps, held_out)
     best = min(found, key=lambda rate: (_loss_of(found[rate]), rate))
     return Sweep(
         results=tuple(found[rate] for rate in sorted(found)), best=best, first_loss=first,
-        is_bracketed=_beyond(found) is None, num_steps=len(steps),
-        num_held_out=len(held_out),
+        is_bracketed=_beyond(found, first) is None, num_steps=len(steps), num_held_out=len(held_out),
     )  # fmt: skip
 
 
@@ -173,14 +173,16 @@ def _split(
     return steps, held_out
 
 
-def _beyond(found: dict[float, RateResult]) -> float | None:
-    """A rate beyond the best one, where that is at an end and is better than its neighbour."""
+def _beyond(found: dict[float, RateResult], first_loss: float) -> float | None:
+    """The rate to go on with: beyond the best one at an end, or higher where none learned."""
     rates = sorted(found)
     losses = [_loss_of(found[rate]) for rate in rates]
     best = losses.index(min(losses))
-    if best == 0:
+    has_learned = losses[best] < (1 - MIN_GAIN_FRACTION) * first_loss
+    is_too_high = losses[0] > (1 + MIN_GAIN_FRACTION) * first_loss
+    if is_too_high or (has_learned and best == 0):
         return rates[0] / FACTOR
-    if best == len(rates) - 1:
+    if not has_learned or best == len(rates) - 1:
         return rates[-1] * FACTOR
     return None
 

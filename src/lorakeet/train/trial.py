@@ -8,14 +8,15 @@ follow for the rate.  Nothing is kept.
 from __future__ import annotations
 
 import time
-from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from torch import nn
 
 from lorakeet.adapters.adalora import build_allocator
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
+from lorakeet.base.records import EncodedSample
 from lorakeet.data.order import StepOrder
 from lorakeet.data.prepare import PreparedData
 from lorakeet.models.fast import fast_units
@@ -65,8 +66,7 @@ def try_steps(
         allocator = build_allocator(model, order.num_steps)
         runner = build_runner(model, recipe, pad_id=pad_id, allocator=allocator)
         model.train()
-        rows = [data.train[place] for place in choose_longest(data.train.lengths, runner,
-                                                              settings.batch_size)]  # fmt: skip
+        rows = choose_longest(data.train, runner, settings.batch_size)
         best = collect_state(model)  # a run keeps the best weights beside the last
         for number in (1, 2):
             runner, _ = run_within_memory(runner, rows, (settings.seed, number), emit)
@@ -83,17 +83,18 @@ def try_steps(
     lengths = [len(row.ids) for row in rows]
     return Trial(
         peak_bytes=peak, micro_batch_tokens=runner.micro_batch_tokens,
-        longest_tokens=max(sum(lengths[i] for i in group) for group in runner.cut(lengths)),
+        longest_tokens=max(sum(lengths[i] for i in group) for group in runner.cut(rows)),
         tokens_per_s=tokens / max(seconds, 1e-9), num_steps=made,
     )  # fmt: skip
 
 
-def choose_longest(lengths: Sequence[int], runner: StepRunner, batch_size: int) -> list[int]:
+def choose_longest(reader: Any, runner: StepRunner, batch_size: int) -> list[EncodedSample]:
     """The longest rows, as many as fill two micro-batches and no more than a step holds."""
+    lengths = reader.lengths
     ordered = sorted(range(len(lengths)), key=lambda row: (-int(lengths[row]), row))
-    chosen: list[int] = []
+    chosen: list[EncodedSample] = []
     for row in ordered[:batch_size]:
-        chosen.append(row)
-        if len(runner.cut([int(lengths[i]) for i in chosen])) > NUM_MICRO_BATCHES:
+        chosen.append(reader[row])
+        if len(runner.cut(chosen)) > NUM_MICRO_BATCHES:
             return chosen[:-1]
     return chosen
