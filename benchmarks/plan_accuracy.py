@@ -2,9 +2,10 @@
 
     python -m benchmarks.plan_accuracy [--only 135m-1024-lora ...]
 
-Shapes x methods x lengths, random weights, two optimiser steps with a validation before and
-after.  ``measured`` is the highest resident memory of the whole ``lorakeet.train`` process as
-the system counts it, ``predicted`` the plan's total from config.json and the rows' lengths.
+Shapes x methods x lengths, random weights, three optimiser steps with a validation and a
+checkpoint after each.  ``measured`` is the highest resident memory of the whole
+``lorakeet.train`` process as the system counts it, ``predicted`` the plan's total from
+config.json and the rows' lengths.
 """
 
 from __future__ import annotations
@@ -70,13 +71,13 @@ def write_rows(path: Path, length: int) -> None:
 
 
 def recipe_of(base: Path, rows: Path, method: str, length: int, tokens: int) -> dict[str, Any]:
-    """Two steps of two full micro-batches."""
+    """Three steps of two full micro-batches."""
     return {
         "base": str(base), "task": "text",
         "data": {"train": str(rows), "validation": 0.1, "max_tokens": length, "too_long": "cut",
                  "deduplicate": False},
         "method": METHODS[method],
-        "train": {"max_steps": 2, "batch_size": 2 * tokens // length,
+        "train": {"max_steps": 3, "checkpoint_every_steps": 1, "batch_size": 2 * tokens // length,
                   "micro_batch_tokens": tokens, "evaluate_every_steps": 1},
         "plan": {"measure_first": False},
     }  # fmt: skip

@@ -45,11 +45,16 @@ def test_weights_are_counted_in_the_bytes_of_their_kind(facts, is_gpu, w):
     }
 
 
-def test_lora_keeps_20_bytes_a_trained_parameter_and_full_has_no_adapter(facts):
+def test_lora_keeps_16_bytes_a_trained_parameter_and_full_has_no_adapter(facts):
     lora, full = estimate(facts, "lora"), estimate(facts, "full")
-    assert lora.adapter + lora.gradients + lora.optimizer + lora.best == 20 * TRAINED
+    assert lora.adapter + lora.gradients + lora.optimizer == 16 * TRAINED
     assert (full.adapter, full.gradients, full.optimizer) == (0, 4 * TRAINED, 8 * TRAINED)
-    assert estimate(facts, "lora", keeps_best=False).best == 0
+
+
+def test_the_best_weights_and_the_state_of_a_checkpoint_are_copied_in_main_memory(facts):
+    assert estimate(facts, "lora").copies == (4 + 4 + 8) * TRAINED
+    assert estimate(facts, "full", keeps_best=False).copies == (4 + 8) * TRAINED
+    assert estimate(facts, "full", is_gpu=True).copies == 0
 
 
 def test_moments_in_8_bits_take_a_quarter_and_adalora_keeps_its_scores(facts):

@@ -8,7 +8,9 @@ w bytes a weight (4 on a CPU, 2 on a GPU):
     gradients     4 P                       (w P for full)
     optimizer     8 P                       AdamW's two moments in float32; 2.03 P in 8 bits;
                                             8 P more for AdaLoRA's scores
-    best          4 P                       a copy of the best weights (w P for full)
+    copies        4 P                       the best weights (w P for full), and while a
+                  + 4 P + optimizer         checkpoint is written a copy of its state; on a
+                                            GPU both are in main memory and cost it nothing
     activations   see below
     process       what is there before a model: Python, torch, transformers; measured
 
@@ -54,7 +56,7 @@ class MemoryParts:
     adapter: int
     gradients: int
     optimizer: int
-    best: int
+    copies: int
     activations: int
     process: int
 
@@ -132,7 +134,7 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
         adapter=0 if kind == "full" else 4 * trained,
         gradients=own * trained,
         optimizer=int(moments * trained),
-        best=own * trained if case.keeps_best else 0,
+        copies=0 if case.is_gpu else int((own * case.keeps_best + own + moments) * trained),
         activations=_count_activations(facts, kind, case, w),
         process=PROCESS_BYTES[case.is_gpu],
     )

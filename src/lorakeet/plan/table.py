@@ -20,7 +20,7 @@ from lorakeet.plan.sizes import CARDS_GIB, EXACT_FIRST, SizePlan
 
 _COLUMNS = ("trained", "weights", "optimizer", "activations", "total", "tok/s", "fits")
 _NOTE = (
-    "Predictions. optimizer: adapter, gradients, moments and the best weights; tok/s: tokens a "
+    "Predictions. optimizer: adapter, gradients, moments and their copies; tok/s: tokens a "
     "second, on a GPU from its data sheet; (yes): it would fit, but this version does not train it."
 )
 _NOTE_SIZES = (
@@ -131,7 +131,7 @@ def _table(first: str) -> Table:
 def _to_cells(method: MethodPlan) -> list[str]:
     """One row of the table."""
     memory = method.memory
-    kept = memory.adapter + memory.gradients + memory.optimizer + memory.best
+    kept = memory.adapter + memory.gradients + memory.optimizer + memory.copies
     sizes = (memory.weights, kept, memory.activations, memory.total)
     fits = "no" if not method.fits else "yes" if method.is_trainable else "(yes)"
     return [

@@ -103,7 +103,8 @@ def sweep_rates(
     best = min(found, key=lambda rate: (_loss_of(found[rate]), rate))
     return Sweep(
         results=tuple(found[rate] for rate in sorted(found)), best=best, first_loss=first,
-        is_bracketed=_beyond(found, first) is None, num_steps=len(steps), num_held_out=len(held_out),
+        is_bracketed=_beyond(found, first) is None, num_steps=len(steps),
+        num_held_out=len(held_out),
     )  # fmt: skip
 
 

@@ -20,7 +20,7 @@ from lorakeet.base.records import EncodedSample
 from lorakeet.data.order import StepOrder
 from lorakeet.data.prepare import PreparedData
 from lorakeet.models.fast import fast_units
-from lorakeet.train.checkpoint import collect_state
+from lorakeet.train.checkpoint import collect_moments, collect_state
 from lorakeet.train.fitting import run_within_memory
 from lorakeet.train.memory import peak_bytes
 from lorakeet.train.sentinels import split_targets
@@ -67,11 +67,13 @@ def try_steps(
         runner = build_runner(model, recipe, pad_id=pad_id, allocator=allocator)
         model.train()
         rows = choose_longest(data.train, runner, settings.batch_size)
-        best = collect_state(model)  # a run keeps the best weights beside the last
+        copies: list[Any] = [collect_state(model)]  # a run keeps the best weights
         for number in (1, 2):
             runner, _ = run_within_memory(runner, rows, (settings.seed, number), emit)
+            if number == 1:  # and copies a checkpoint's state to write it during the next step
+                copies += [collect_state(model), collect_moments(model, runner.optimizer)]
         peak = peak_bytes()
-        del best
+        copies.clear()
         tokens, seconds, made = 0, 0.0, 0
         started_s = time.perf_counter()
         while not made or (time.perf_counter() - started_s < RATE_S and made < MAX_RATE_STEPS):
