@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from zlib import crc32
 
 import pytest
 
 SHARED = Path(__file__).resolve().parents[2] / "shared"
+TALLIES = pytest.StashKey[dict[str, list[int]]]()
 
 
 @pytest.fixture(scope="session")
@@ -42,3 +44,35 @@ def pytest_collection_modifyitems(config, items):
         mine = [i for i in items if crc32(i.nodeid.encode()) % parts == number % parts]
         config.hook.pytest_deselected(items=[item for item in items if item not in mine])
         items[:] = mine
+
+
+@pytest.fixture
+def tally(request) -> Callable[[str, int], Callable[[], None]]:
+    """``add = tally("killed runs", 200)`` asks for 200 of a name; each ``add()`` is one of them.
+
+    A failed trial was asked for and not added.  The figures of all tests stand in a table at
+    the end, which is what ``make prove`` is run for.
+    """
+    tallies = request.config.stash.setdefault(TALLIES, {})
+
+    def ask(name: str, asked: int) -> Callable[[], None]:
+        row = tallies.setdefault(name, [0, 0])
+        row[1] += asked
+
+        def add() -> None:
+            row[0] += 1
+
+        return add
+
+    return ask
+
+
+def pytest_terminal_summary(terminalreporter, config):
+    """The table of trials."""
+    tallies = config.stash.get(TALLIES, {})
+    if tallies:
+        terminalreporter.section("trials")
+        width = max(map(len, tallies))
+        for name, (done, asked) in tallies.items():
+            word = "" if done == asked else "   FAILED"
+            terminalreporter.write_line(f"{name:{width}}  {done:>5} of {asked}{word}")

@@ -11,7 +11,8 @@ from lorakeet.adapters.combination import KINDS, Combination
 from lorakeet.adapters.combine import combine
 from lorakeet.adapters.files import WEIGHTS, read_adapter, write_adapter
 from lorakeet.adapters.layer import Lora
-from lorakeet.adapters.stored import find_changed, read_lineage, read_stored
+from lorakeet.adapters.manifest import find_changed
+from lorakeet.adapters.stored import read_lineage, read_stored
 from lorakeet.adapters.task_vectors import Thinning, merge_vectors, seed_of
 from lorakeet.base.errors import FileFormatError, RequestError
 from lorakeet.base.run_folder import sha256_file
@@ -207,7 +208,7 @@ def test_every_kind_writes_an_adapter_that_loads_and_names_its_parents(kind, pai
     combine(pair, tmp_path / "c", how(kind, seed=5))
     read_adapter(build("llama"), tmp_path / "c")
     lineage = read_lineage(tmp_path / "c")
-    assert not find_changed(tmp_path / "c", lineage)
+    assert not find_changed(tmp_path / "c", lineage, (WEIGHTS, "adapter_config.json"))
     assert lineage["task"] == "chat" and "data" not in lineage
     assert lineage["combination"]["kind"] == kind
     assert [each["weight"] for each in lineage["parents"]] == list(WEIGHTS_2)

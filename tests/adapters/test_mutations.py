@@ -127,7 +127,8 @@ KINDS = (renamed, missing, extra, wrong_rank, wrong_shape, not_finite, truncated
 
 @pytest.mark.parametrize("number", range(10))
 @pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
-def test_a_damaged_adapter_is_refused_with_its_reason(kind, number, tmp_path):
+def test_a_damaged_adapter_is_refused_with_its_reason(kind, number, tmp_path, tally):
+    add = tally("bad adapters refused with their reason", 1)
     rng = random.Random(f"{kind.__name__}-{number}")
     family, settings = SETTINGS[number % len(SETTINGS)]
     source = build(family)
@@ -145,3 +146,4 @@ def test_a_damaged_adapter_is_refused_with_its_reason(kind, number, tmp_path):
     assert str(folder) in str(caught.value)
     assert dict(model.named_modules()) == modules and not adapter_names(model)
     assert all(torch.equal(p, weights[name]) for name, p in model.named_parameters())
+    add()

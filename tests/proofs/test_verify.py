@@ -7,6 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
+from lorakeet.adapters.manifest import seal
 from lorakeet.api.proofs.accumulation import verify_accumulation
 from lorakeet.api.proofs.adapter import verify_adapter
 from lorakeet.api.proofs.data import verify_data
@@ -104,7 +105,7 @@ def spoil_with_nan(folder):
 
 def claim_another_base(folder):
     path = folder / "lorakeet.json"
-    path.write_text(json.dumps(read_json(path) | {"base_sha256": "0" * 64}))
+    path.write_text(json.dumps(seal(read_json(path) | {"base_sha256": "0" * 64})))
 
 
 @pytest.mark.parametrize(

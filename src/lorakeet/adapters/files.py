@@ -12,7 +12,6 @@ Source: the PEFT 0.21 checkpoint format document.
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 from collections.abc import Mapping
@@ -36,12 +35,13 @@ from lorakeet.adapters.attach import (
 )
 from lorakeet.adapters.file_names import to_file_names, to_file_tensors, without_base
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
+from lorakeet.adapters.manifest import find_changed, write_manifest
 from lorakeet.adapters.peft_config import CONFIG, from_peft_config, to_peft_config
 from lorakeet.adapters.plain import PREFIX, read_adalora
 from lorakeet.adapters.settings import Lora
 from lorakeet.adapters.targets import ends_with, is_inside, select_targets
 from lorakeet.base.errors import FileFormatError, RequestError
-from lorakeet.base.run_folder import read_json, sha256_file
+from lorakeet.base.run_folder import read_json, write_json
 
 WEIGHTS = "adapter_model.safetensors"
 _SHOWN = 5
@@ -70,7 +70,7 @@ def write_adapter(
         raise RequestError(f"no adapter '{name}' is attached, so there is nothing to write.")
     folder = Path(folder)
     check_replaceable(folder)
-    if reserved := {"format", "base", "files"} & set(lineage or {}):
+    if reserved := {"format", "base", "files", "seal"} & set(lineage or {}):
         raise RequestError(f"lineage holds {', '.join(sorted(reserved))}, which are set here.")
     tensors = to_file_tensors(model, name)
     bad = [key for key, tensor in tensors.items() if not torch.isfinite(tensor).all()]
@@ -81,9 +81,8 @@ def write_adapter(
     try:
         beside.mkdir(parents=True)
         save_file(tensors, beside / WEIGHTS, metadata={"format": "pt"})
-        _write(beside / CONFIG, to_peft_config(model, name, base))
-        files = {file: sha256_file(beside / file) for file in (CONFIG, WEIGHTS)}
-        _write(beside / LINEAGE, {**(lineage or {}), "format": 1, "base": base, "files": files})
+        write_json(beside / CONFIG, to_peft_config(model, name, base))
+        write_manifest(beside, (CONFIG, WEIGHTS), base=base, lineage=lineage or {})
         publish_folder(beside, folder)
     except (OSError, SafetensorError) as error:
         needed = sum(t.numel() * t.element_size() for t in tensors.values())
@@ -209,30 +208,11 @@ def _read_tensors(path: Path) -> dict[str, Tensor]:
 
 def _verify_hashes(folder: Path) -> None:
     """Compares the bytes with the manifest, when there is one (PEFT writes none)."""
-    if not (folder / LINEAGE).is_file():
-        return
-    content = read_json(folder / LINEAGE)
-    files = content.get("files") if isinstance(content, dict) else None
-    if not isinstance(files, dict) or not {CONFIG, WEIGHTS} <= files.keys():
-        raise FileFormatError(f"{folder / LINEAGE}: it lists no hashes of {CONFIG} and {WEIGHTS}.")
-    wrong = [file for file, digest in files.items() if _hash_of(folder, file) != digest]
-    if wrong:
-        raise FileFormatError(
-            f"{folder}: {_some(wrong)}: not the bytes that were written (SHA-256 differs, or the "
-            "file is gone). Take the adapter from a copy."
-        )
-
-
-def _hash_of(folder: Path, file: str) -> str | None:
-    path = folder / Path(file).name
-    return sha256_file(path) if path.is_file() else None
-
-
-def _write(path: Path, content: dict[str, Any]) -> None:
-    with path.open("w", encoding="utf-8") as file:
-        json.dump(content, file, ensure_ascii=False, indent=2, sort_keys=True)
-        file.flush()
-        os.fsync(file.fileno())
+    content = read_json(folder / LINEAGE) if (folder / LINEAGE).is_file() else {}
+    if not isinstance(content, dict):
+        raise FileFormatError(f"{folder / LINEAGE}: this is no JSON object; take it from a copy.")
+    if wrong := find_changed(folder, content, (CONFIG, WEIGHTS)):
+        raise FileFormatError(f"{folder}: {'; '.join(wrong)}. Take the adapter from a copy.")
 
 
 def _some(names: list[str]) -> str:

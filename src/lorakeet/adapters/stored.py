@@ -26,6 +26,7 @@ from torch import Tensor
 from lorakeet.adapters.files import WEIGHTS, read_adapter_config
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
 from lorakeet.adapters.low_rank import LowRank
+from lorakeet.adapters.manifest import find_changed, write_manifest
 from lorakeet.adapters.peft_config import CONFIG, from_peft_config
 from lorakeet.adapters.settings import Lora
 from lorakeet.base.errors import FileFormatError
@@ -115,7 +116,7 @@ def read_stored(folder: str | Path) -> StoredAdapter:
     settings = from_peft_config(config, folder)
     lineage = read_lineage(folder)
     digests = {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)}
-    problems = find_changed(folder, lineage)
+    problems = find_changed(folder, lineage, (CONFIG, WEIGHTS))
     if config.get("target_parameters"):
         problems.append("its factors belong to stacked parameters (target_parameters)")
     try:
@@ -138,21 +139,6 @@ def read_lineage(folder: Path) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise FileFormatError(f"{folder / LINEAGE}: this is no JSON object; take it from a copy.")
     return content
-
-
-def find_changed(folder: Path, lineage: Mapping[str, Any]) -> list[str]:
-    """One sentence for each file whose bytes are not those that the manifest lists."""
-    if not lineage:
-        return []
-    files = lineage.get("files")
-    if not isinstance(files, dict) or not {CONFIG, WEIGHTS} <= files.keys():
-        return [f"{LINEAGE} lists no hashes of {CONFIG} and {WEIGHTS}"]
-    paths = {file: folder / Path(file).name for file in files}
-    return [
-        f"{file} is not the file that was written (SHA-256 differs, or it is gone)"
-        for file, path in paths.items()
-        if not path.is_file() or sha256_file(path) != files[file]
-    ]
 
 
 def write_stored(
@@ -182,9 +168,8 @@ def write_stored(
             metadata={"format": "pt"},
         )
         write_json(beside / CONFIG, dict(config))
-        files = {file: sha256_file(beside / file) for file in (CONFIG, WEIGHTS)}
         base = config.get("base_model_name_or_path")
-        write_json(beside / LINEAGE, {**lineage, "format": 1, "base": base, "files": files})
+        write_manifest(beside, (CONFIG, WEIGHTS), base=base, lineage=lineage)
         publish_folder(beside, folder)
     except (OSError, SafetensorError) as error:
         needed = sum(t.numel() * t.element_size() for t in tensors.values())

@@ -109,7 +109,7 @@ def show_adapter(folder: str | Path) -> ShownAdapter:
         folder=str(folder), base=adapter.base, settings=asdict(adapter.settings),
         num_parameters=adapter.num_parameters, layers=layers, others=tuple(sorted(adapter.others)),
         digests=adapter.digests, is_verified=bool(adapter.lineage),
-        lineage={k: v for k, v in adapter.lineage.items() if k not in ("files", "format")},
+        lineage={k: v for k, v in adapter.lineage.items() if k not in ("files", "format", "seal")},
         notes=tuple(adapter.beside_factors),
     )  # fmt: skip
 
