@@ -110,15 +110,25 @@ def render(turns: Sequence[Turn], tokenizer: Tokenizer, *, ask: bool = False) ->
             "the tokenizer has no chat template, so a conversation cannot be rendered. Take an "
             "instruct model as base, or set task: text to train on plain text."
         )
-    from jinja2 import TemplateError
-
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    except TemplateError as error:
+    except template_failures() as error:
         raise RowError(
             f"the chat template refuses this conversation: {error}.", code="template"
         ) from error
+
+
+def template_failures() -> tuple[type[Exception], ...]:
+    """What a template can end with: its own refusals, a sandbox's, and plain mistakes in it.
+
+    transformers renders templates in jinja2's immutable sandbox, where Python's inner
+    attributes cannot be reached and nothing that is passed in can be changed.
+    """
+    from jinja2 import TemplateError
+
+    return (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
+            RecursionError)  # fmt: skip
 
 
 def find_trained_spans(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[str, list[Span]]:

@@ -5,10 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from jinja2.exceptions import TemplateError
-
 from lorakeet.base.errors import RequestError
 from lorakeet.base.records import Turn
+from lorakeet.data.encode import template_failures
 
 _PROBE = "kestrel"
 
@@ -36,7 +35,7 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
-    except TemplateError as error:
+    except template_failures() as error:
         roles = ", ".join(turn.role for turn in turns)
         raise RequestError(
             f"The model's chat template refuses a conversation of the roles {roles}: {error}. "
@@ -67,7 +66,7 @@ def find_end_of_turn_id(tokenizer: Any) -> int | None:
     messages = [{"role": "user", "content": "?"}, {"role": "assistant", "content": _PROBE}]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False)
-    except TemplateError:
+    except template_failures():
         return None
     tail = text.rpartition(_PROBE)[2].lstrip()
     added = tokenizer.get_added_vocab()
