@@ -10,8 +10,10 @@ quickstart: .venv/ready
 test: .venv/dev-ready
 	$(BIN)/python -m pytest
 
+# Every test and every trial, with a table of the trials at the end: hours on two cores.
+TRIALS ?= 200
 prove: .venv/dev-ready
-	$(BIN)/python -m pytest -m slow --timeout 3000
+	LORAKEET_KILL_TRIALS=$(TRIALS) $(BIN)/python -m pytest -m "slow or not slow" --timeout 7200
 
 lint: .venv/dev-ready
 	$(BIN)/ruff check .

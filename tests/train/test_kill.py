@@ -111,14 +111,12 @@ def test_a_killed_run_ends_with_the_same_bytes(trial, bench):
 
 @pytest.mark.slow
 @pytest.mark.timeout(MAX_TRIALS * 30)
-def test_many_killed_runs_end_with_the_same_bytes(bench):
-    asked = int(os.environ.get("LORAKEET_KILL_TRIALS", SLOW_TRIALS))
-    kills = []
-    for trial in range(1000, 1000 + min(asked, MAX_TRIALS)):
-        kills += bench.run_trial(trial)
-    found = sum(bool(names) for names in kills)
-    print(f"\n{min(asked, MAX_TRIALS)} runs identical; {len(kills)} kills, {found} of them with a "
-          "checkpoint on disk")  # fmt: skip
+def test_many_killed_runs_end_with_the_same_bytes(bench, tally):
+    asked = min(int(os.environ.get("LORAKEET_KILL_TRIALS", SLOW_TRIALS)), MAX_TRIALS)
+    add = tally("runs killed up to three times that ended with the undisturbed bytes", asked)
+    for trial in range(1000, 1000 + asked):
+        bench.run_trial(trial)
+        add()
 
 
 WRITES = {"os.rename", "os.remove", "os.rmdir", "os.mkdir", "os.truncate", "open"}
@@ -158,7 +156,9 @@ def save_and_count(folder, step, place, die_at):
 
 
 @pytest.mark.parametrize("has_same_step", [False, True])
-def test_a_kill_before_any_file_operation_of_a_save_leaves_a_whole_state(has_same_step, tmp_path):
+def test_a_kill_before_any_file_operation_of_a_save_leaves_a_whole_state(
+    has_same_step, tmp_path, tally
+):
     def prepare(name):
         folder = tmp_path / name
         for step in (1, 2, *([3] if has_same_step else [])):
@@ -171,6 +171,7 @@ def test_a_kill_before_any_file_operation_of_a_save_leaves_a_whole_state(has_sam
     assert wait_for(in_child(lambda: save_and_count(whole, 3, place, die_at=0))) == 0
     count = int(place.read_text())
     assert count >= 6
+    add = tally("kills before a file operation of a save that left a whole state", count)
     for die_at in range(1, count + 1):
         folder = prepare(f"killed-{die_at}")
         child = in_child(lambda f=folder, n=die_at: save_and_count(f, 3, place, n))
@@ -182,3 +183,4 @@ def test_a_kill_before_any_file_operation_of_a_save_leaves_a_whole_state(has_sam
         write_checkpoint(folder, make_state(4))
         assert read_newest_checkpoint(folder, heard).step == 4
         assert not [p for p in Path(folder).iterdir() if p.name.startswith(".")], die_at
+        add()

@@ -69,7 +69,10 @@ def all_on_disk_is_finite(folder):
 
 
 @pytest.mark.parametrize("trial", range(50))
-def test_what_is_not_finite_is_caught_in_its_step_and_never_written(trial, tmp_path, monkeypatch):
+def test_what_is_not_finite_is_caught_in_its_step_and_never_written(
+    trial, tmp_path, monkeypatch, tally
+):
+    add = tally("NaN or infinity in loss, gradient or weight caught in its step", 1)
     draw = random.Random(trial)
     where, at = WHERE[trial % 3], draw.randint(1, 9)
     job = make_job(tmp_path, make_recipe(draw.choice(["lora", "full"]), checkpoint_every_steps=2))
@@ -89,6 +92,7 @@ def test_what_is_not_finite_is_caught_in_its_step_and_never_written(trial, tmp_p
     last_good = (at - 1) // 2 * 2 if where == "weight" else at - 1
     assert (saved.step if saved else 0) == last_good
     assert all_on_disk_is_finite(tmp_path) if last_good else not list(tmp_path.rglob("step-*"))
+    add()
 
 
 def test_single_bad_batches_are_skipped_and_the_run_goes_on(tmp_path, monkeypatch):
