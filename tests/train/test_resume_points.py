@@ -56,7 +56,7 @@ class Bench:
 
         def run(runner, samples, seed, groups=None):
             self.rows[seed[1]] = [str(sample.origin) for sample in samples]
-            self.num_groups = len(groups or runner._cut([len(s.ids) for s in samples]))
+            self.num_groups = len(groups or runner.cut(samples))
             return honest(runner, samples, seed, groups)
 
         monkeypatch.setattr(StepRunner, "run", run)

@@ -8,6 +8,7 @@ while another is written; when the disk is slower than that, or a state is so la
 a second copy would be missed elsewhere, the loop waits, as memory is not endless.
 
 An error of the writer is raised after the next step or at the end, whichever is first.
+Where the system gives no thread, each state is written in the loop.
 A kill at any moment finds the protocol of ``train.checkpoint``: whole states or none.
 """
 
@@ -38,7 +39,7 @@ class CheckpointWriter:
     def __init__(self, folder: Path, emit: Emit) -> None:
         self._folder, self._emit = folder, emit
         self._held: deque[tuple[int, Future[Path]]] = deque()
-        self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+        self._thread = _start_thread()
 
     def __enter__(self) -> CheckpointWriter:
         return self
@@ -50,7 +51,8 @@ class CheckpointWriter:
         trace: TracebackType | None,
     ) -> None:
         """Waits for the last state; what went wrong is raised, or told beside another error."""
-        self._thread.shutdown(wait=True)
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
         try:
             self.tell()
         except LorakeetError as late:
@@ -67,6 +69,10 @@ class CheckpointWriter:
         """
         room = 0 if count_bytes(state) > LARGE_BYTES else HELD_STATES - 1
         self.tell(max_held=room)
+        if self._thread is None:
+            path = write_checkpoint(self._folder, state)
+            self._emit("checkpoint", step=state.step, path=str(path))
+            return
         self._held.append((state.step, self._thread.submit(write_checkpoint, self._folder, state)))
 
     def tell(self, *, max_held: int = HELD_STATES) -> None:
@@ -78,3 +84,13 @@ class CheckpointWriter:
         while self._held and (len(self._held) > max_held or self._held[0][1].done()):
             step, written = self._held.popleft()
             self._emit("checkpoint", step=step, path=str(written.result()))
+
+
+def _start_thread() -> ThreadPoolExecutor | None:
+    """A thread that runs already; None where the system gives none, as when memory is short."""
+    thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="checkpoint")
+    try:
+        thread.submit(int).result()
+    except RuntimeError:
+        return None
+    return thread
