@@ -1,7 +1,15 @@
 """Predicted bytes, part by part, against sums done by hand."""
 
+import numpy as np
 import pytest
+import torch
+import transformers as t
 
+from lorakeet.base.recipe_file import recipe_from_dict
+from lorakeet.base.records import EncodedSample, Origin
+from lorakeet.data.packing import build_pack
+from lorakeet.models.fast import fast_units
+from lorakeet.models.methods import apply_method
 from lorakeet.plan.memory import (
     ALLOCATOR_FRACTION,
     AT_WORK_F,
@@ -11,6 +19,7 @@ from lorakeet.plan.memory import (
     estimate_memory,
 )
 from lorakeet.plan.model_facts import read_model_facts
+from lorakeet.train.step import score_packed
 from tests.plan.configs import write_config
 
 HIDDEN, FFN, LAYERS, VOCABULARY, TOKENS = 64, 128, 2, 1000, 100
@@ -65,26 +74,86 @@ def test_moments_in_8_bits_take_a_quarter_and_adalora_keeps_its_scores(facts):
 
 def test_activations_are_what_layers_keep_and_the_logits_stop_at_a_chunk(facts):
     kept = (4 * HIDDEN + 5 * HIDDEN + 3 * FFN) * LAYERS + 16 * 7 * LAYERS
-    at_work = AT_WORK_F * FFN + 2 * HIDDEN
-    a_token = (1 + ALLOCATOR_FRACTION) * (kept + at_work) * 4
 
     def expected(tokens, logits):
-        return pytest.approx(a_token * tokens + tokens * 3 * HIDDEN * 4 + 8 * logits, abs=1)
+        a_token = (1 + ALLOCATOR_FRACTION) * kept * 4 + 3 * HIDDEN * 4
+        return pytest.approx(a_token * tokens + 8 * logits, abs=1)
 
     assert estimate(facts, "lora").activations == expected(TOKENS, TOKENS * VOCABULARY)
-    many = CHUNK_LOGITS // VOCABULARY * 10
+    many = CHUNK_LOGITS // VOCABULARY * 2
     assert estimate(facts, "lora", tokens=many).activations == expected(many, CHUNK_LOGITS)
+    at_work = (AT_WORK_F * FFN + 2 * HIDDEN) * 4
+    most = CHUNK_LOGITS // VOCABULARY * 1000
+    found = estimate(facts, "lora", tokens=most).activations
+    assert found == pytest.approx(((1 + ALLOCATOR_FRACTION) * kept * 4 + at_work) * most, abs=1)
 
 
 def test_dora_keeps_two_outputs_of_each_module_and_full_the_gradients_of_both_tables(facts):
-    lora, dora, full = (
+    lora, adalora, dora, full = (
         estimate(facts, kind, form=form).activations
-        for kind, form in (("lora", "lora"), ("lora", "dora"), ("full", "lora"))
-    )
-    outputs = 5 * HIDDEN + 2 * FFN
+        for kind, form in (("lora", "lora"), ("lora", "adalora"), ("lora", "dora"),
+                           ("full", "lora"))
+    )  # fmt: skip
+    outputs, ranks = 5 * HIDDEN + 2 * FFN, 16 * 7
     share = (1 + ALLOCATOR_FRACTION) * TOKENS * 4 * LAYERS
     assert dora - lora == pytest.approx(2 * outputs * share, abs=1)
-    assert full - lora == pytest.approx(2 * 4 * VOCABULARY * HIDDEN - 16 * 7 * share, abs=1)
+    assert adalora - lora == pytest.approx(ranks * share, abs=1)
+    assert full - lora == pytest.approx(2 * 4 * VOCABULARY * HIDDEN - ranks * share, abs=1)
+
+
+@pytest.mark.parametrize("method", [
+    {"rank": 16}, {"rank": 16, "dora": True}, {"rank": 12, "adalora": {"target_rank": 8}},
+    {"kind": "full"},
+])  # fmt: skip
+def test_what_a_layer_keeps_is_what_autograd_saves(tmp_path, method):
+    """The difference of one layer and of 64 tokens more, counted by autograd's own hook."""
+    saved = {(layers, tokens): count_saved(layers, tokens, method)
+             for layers in (1, 2) for tokens in (64, 128)}  # fmt: skip
+    found = (saved[2, 128] - saved[1, 128]) - (saved[2, 64] - saved[1, 64])
+    predicted = {}
+    for layers in (1, 2):
+        write_config(tmp_path, {**SHAPE, "model_type": "llama", "num_hidden_layers": layers})
+        facts = read_model_facts(tmp_path)
+        form = next((key for key in ("dora", "adalora") if key in method), "lora")
+        for tokens in (64, 128):
+            case = MemoryCase(trained_parameters=0, micro_batch_tokens=tokens, is_gpu=False,
+                              rank=method.get("rank", 16), form=form)  # fmt: skip
+            kind = method.get("kind", "lora")
+            predicted[layers, tokens] = estimate_memory(facts, kind, case).activations
+    expected = (predicted[2, 128] - predicted[1, 128]) - (predicted[2, 64] - predicted[1, 64])
+    assert found == pytest.approx(expected / (1 + ALLOCATOR_FRACTION), rel=0.01)
+
+
+SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6,
+         "num_key_value_heads": 2, "vocab_size": 512, "pad_token_id": 0}  # fmt: skip
+
+
+def count_saved(layers, tokens, method):
+    """Bytes that a packed forward pass keeps for its backward pass, weights not counted."""
+    torch.manual_seed(0)
+    model = t.LlamaForCausalLM(t.LlamaConfig(**SHAPE, num_hidden_layers=layers))
+    settings = recipe_from_dict({"base": "x", "data": {"train": "a"}, "method": method}).method
+    apply_method(model, settings, task="text", seed=0)
+    draw, origin = np.random.default_rng(0), Origin(path="a", line=1)
+    rows = [EncodedSample(ids=draw.integers(3, 512, tokens // 2), mask=np.arange(tokens // 2) > 0,
+                          origin=origin) for _ in "ab"]  # fmt: skip
+    own = {parameter.data_ptr() for parameter in model.parameters()}
+    saved = {}
+
+    def note(tensor):
+        storage = tensor.untyped_storage()
+        if storage.data_ptr() not in own:
+            saved[storage.data_ptr()] = storage.nbytes()
+        return tensor
+
+    with fast_units(model):
+        model.train()
+        pack, device = build_pack(rows), torch.device("cpu")
+        score_packed(model, pack, device)  # probes of the model are made once
+        with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+            loss = score_packed(model, pack, device)
+    loss.backward()
+    return sum(saved.values())
 
 
 def test_the_total_is_the_sum_of_the_parts(facts):

@@ -1,5 +1,7 @@
 """8-bit AdamW: its levels and codes are bitsandbytes', its steps are AdamW's."""
 
+import json
+
 import pytest
 import torch
 
@@ -153,6 +155,50 @@ def test_the_recipe_chooses_it_and_a_resumed_run_is_bit_identical(tmp_path):
         first, second = (getattr(end, kind) for end in ends)
         assert first.keys() == second.keys()
         assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_the_starter_learns_with_it_as_with_exact_moments(tmp_path):
+    """LoRA of rank 32 on the embedded skills; the mean loss of the last steps is within 3 %."""
+    from lorakeet.base.recipe_file import recipe_from_dict
+    from lorakeet.data.prepare import prepare_data
+    from lorakeet.models.load import load_model
+    from lorakeet.models.methods import apply_method
+    from lorakeet.train.step import build_runner
+
+    means, kept = {}, {}
+    for name in ("adamw", "adamw-8bit"):
+        recipe = recipe_from_dict({
+            "base": "starter", "method": {"rank": 32, "alpha": 64},
+            "data": {"train": str(write_questions(tmp_path)), "validation": 0},
+            "train": {"optimizer": name, "learning_rate": 2e-3},
+        })  # fmt: skip
+        model, tokenizer = load_model("starter")
+        apply_method(model, recipe.method, task="chat", seed=0)
+        rows = prepare_data(recipe, tokenizer, tmp_path / "data", lambda *a, **k: None).train
+        runner = build_runner(model, recipe, pad_id=0)
+        losses = [
+            runner.run([rows[(4 * step + i) % len(rows)] for i in range(4)], (0, step)).loss
+            for step in range(1, 31)
+        ]
+        means[name], first = sum(losses[-10:]) / 10, losses[0]
+        kept[name] = sum(t.numel() * t.element_size() for state in runner.optimizer.state.values()
+                         for t in state.values())  # fmt: skip
+    assert means["adamw-8bit"] == pytest.approx(means["adamw"], rel=0.03)
+    assert means["adamw-8bit"] < 0.7 * first
+    assert kept["adamw-8bit"] < 0.27 * kept["adamw"]
+
+
+def write_questions(folder):
+    """Forty questions with answers that follow a rule."""
+    path = folder / "rows.jsonl"
+    names = "red blue green white black".split()
+    rows = [
+        {"messages": [{"role": "user", "content": f"Which color has box {n}?"},
+                      {"role": "assistant", "content": f"Box {n} is {names[n % 5]}."}]}
+        for n in range(40)
+    ]  # fmt: skip
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
 
 
 def big_model():

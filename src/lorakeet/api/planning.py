@@ -82,8 +82,17 @@ def _measure(
 
     Args:
         num_tokens: of the whole run, shared openings counted each time, as steps count them.
+
+    Raises:
+        MachineError: the steps do not fit, or by far not, and then they are not tried.
     """
     row = next(m for m in made.to_dict()["methods"] if m["kind"] == recipe.method.kind)
+    need, free = row["bytes"]["total"], made.hardware.usable_bytes
+    if need > FAR_FRACTION * free:
+        raise MachineError(
+            f"{recipe.method.kind} on {recipe.base} needs about {to_readable_bytes(need)} and "
+            f"{to_readable_bytes(free)} is free, so it is not tried. {' '.join(made.remedies)}"
+        )
     measured = measure_recipe(
         recipe, folder, row, num_run_tokens=num_tokens, price_per_hour=price_per_hour
     )

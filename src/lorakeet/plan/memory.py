@@ -23,10 +23,13 @@ width of all query heads; what a layer keeps a token for its backward pass is:
     4 D     the residual stream twice (the two norms keep it) and the two norms' answers
     5 Q     q, k and v with the key heads repeated, attention's answer, and o_proj's copy of it
     3 F     a gated feed-forward part: gate, up and their product; 2 F without a gate
-    r       of each adapted module, z = x A^T;  DoRA keeps two of its outputs too
+    r       of each adapted module, z = x A^T; AdaLoRA keeps it twice, and DoRA keeps two
+            arrays of each module's output width besides
 
-The layer at work needs some more at the same time, and the output head 2 x 4 C bytes for a
-chunk of C logits and its gradient, besides T x 3 D for the states and their gradients.
+counted as autograd saves them, to the number.  Besides there is, at one time, either the
+layer at work (4 F + 2 D a token) or the output head: 2 x 4 C bytes for a chunk of C logits
+and its exponentials, 3 D a token for the states and their gradients, and, where it is
+trained, two arrays of its size.
 """
 
 from __future__ import annotations
@@ -44,6 +47,7 @@ AUTO_MICRO_BATCH_TOKENS = 2048
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03}
 ADALORA_SCORE_BYTES = 8
 PROCESS_BYTES = {False: 480 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
+RANK_ARRAYS = {"lora": 1, "dora": 1, "adalora": 2}
 AT_WORK_F = 4  # arrays of T x F that the layer at work holds besides what is kept
 ALLOCATOR_FRACTION = 0.05  # of the activations: freed pieces that fit nothing else
 
@@ -144,14 +148,13 @@ def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -
     """What a micro-batch keeps for its backward pass, the layer at work, and the head."""
     tokens, hidden, ffn = case.micro_batch_tokens, facts.hidden, facts.ffn
     kept = (4 * hidden + 5 * facts.query_width + (3 if facts.is_gated else 2) * ffn) * facts.layers
-    at_work = AT_WORK_F * ffn + 2 * hidden
     if kind != "full":
         linear = [part for part in facts.parts if part.kind == "linear"]
-        kept += case.rank * sum(part.count for part in linear)
+        kept += RANK_ARRAYS[case.form] * case.rank * sum(part.count for part in linear)
         if case.form == "dora":
             kept += 2 * sum(part.count * part.num_out for part in linear)
-    chunk = 2 * 4 * min(CHUNK_LOGITS, tokens * facts.vocabulary)
-    head = chunk + tokens * 3 * hidden * 4
+    layer = tokens * (AT_WORK_F * ffn + 2 * hidden) * w
+    head = 2 * 4 * min(CHUNK_LOGITS, tokens * facts.vocabulary) + tokens * 3 * hidden * 4
     if kind == "full":
         head += 2 * w * facts.vocabulary * hidden
-    return int((1 + ALLOCATOR_FRACTION) * tokens * (kept + at_work) * w) + head
+    return int((1 + ALLOCATOR_FRACTION) * tokens * kept * w) + max(layer, head)
