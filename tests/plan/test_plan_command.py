@@ -49,3 +49,21 @@ def test_the_table_is_printed_at_80_columns(run_plan):
     assert done.returncode == 0
     assert max(map(len, done.stdout.splitlines())) <= 80
     assert "no_such matches no module" in " ".join(done.stdout.split())
+
+
+def test_sizes_and_prices_are_told_without_torch_at_80_columns(run_plan):
+    done = run_plan("--sizes")
+    assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (0, "[]")
+    assert max(map(len, done.stdout.splitlines())) <= 80
+    assert all(word in done.stdout for word in ("0.5B", "70B", "24 GiB", "qlora"))
+    done = run_plan("--price-per-hour", "2", "--json")
+    assert (done.returncode, done.stderr.strip().splitlines()[-1]) == (0, "[]")
+    lora = next(m for m in json.loads(done.stdout)["methods"] if m["kind"] == "lora")
+    if lora["tokens_per_s"]:
+        expected = 1e6 / lora["tokens_per_s"] / 3600 * 2
+        assert lora["cost_per_million_tokens"] == pytest.approx(expected)
+
+
+def test_two_kinds_of_plan_at_a_time_are_refused(run_plan):
+    done = run_plan("--sizes", "--measure")
+    assert done.returncode == 2 and "one of --measure" in done.stderr
