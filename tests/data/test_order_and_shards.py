@@ -85,7 +85,7 @@ def test_shards_read_back_and_damage_is_noticed(tmp_path):
         assert (back.label, back.origin) == (one.label, one.origin)
     file = tmp_path / "train" / "mask.bin"
     file.write_bytes(file.read_bytes()[:-1])
-    with pytest.raises(FileFormatError, match="incomplete"):
+    with pytest.raises(FileFormatError, match="mask.bin: not the bytes"):
         ShardReader(tmp_path / "train")
     write_shards(iter([]), tmp_path / "none")
     assert len(ShardReader(tmp_path / "none")) == 0
@@ -98,3 +98,16 @@ def test_a_batch_pads_on_the_right_and_must_have_a_target():
     assert batch.num_targets == 4
     with pytest.raises(RequestError, match="without any trained token"):
         collate([sample(1)], pad_id=0)
+
+
+@pytest.mark.parametrize("name", ["ids.bin", "mask.bin", "lines.bin", "paths.json"])
+def test_a_shard_with_one_flipped_bit_is_refused_by_name(name, tmp_path):
+    rows = [EncodedSample(ids=np.arange(5, dtype=np.int32), mask=np.arange(5) > 2,
+                          origin=Origin(path="a.jsonl", line=n)) for n in range(1, 4)]  # fmt: skip
+    write_shards(((row, 0) for row in rows), tmp_path / "train")
+    assert len(ShardReader(tmp_path / "train")) == 3
+    content = bytearray((tmp_path / "train" / name).read_bytes())
+    content[3] ^= 4
+    (tmp_path / "train" / name).write_bytes(content)
+    with pytest.raises(FileFormatError, match=f"{name}: not the bytes|JSON"):
+        ShardReader(tmp_path / "train")

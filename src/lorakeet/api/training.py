@@ -28,7 +28,13 @@ from lorakeet.base.errors import InterruptedRun, LorakeetError, MachineError, Re
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.recipe_file import recipe_to_dict, to_yaml
-from lorakeet.base.run_folder import RunFolder, remove_leftovers, sha256_folder, write_text
+from lorakeet.base.run_folder import (
+    RunFolder,
+    remove_leftovers,
+    sha256_folder,
+    to_disk_error,
+    write_text,
+)
 from lorakeet.base.run_lock import hold_run
 
 
@@ -213,7 +219,10 @@ def _write_result(session: Session) -> Path:
         "labels": list(session.data.label_names),
     }
     write_trained(session.model, recipe.method, folder, recipe.base, lineage)
-    session.tokenizer.save_pretrained(folder)
+    try:
+        session.tokenizer.save_pretrained(folder)
+    except OSError as error:
+        raise to_disk_error(error, folder, 0) from error
     return folder
 
 

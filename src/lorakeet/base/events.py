@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 import time
 from pathlib import Path
 from typing import Any, Protocol
@@ -41,6 +42,7 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
+            path.touch()
             _end_half_line(path)
         except OSError as error:
             raise to_disk_error(error, path, 0) from error
@@ -62,7 +64,7 @@ class EventLog:
         event = {"time": round(time.time(), 3), "kind": kind, **_to_json(fields)}
         line = json.dumps(event, ensure_ascii=False) + "\n"
         try:
-            with self.path.open("a", encoding="utf-8") as file:
+            with open(self.path, "a", encoding="utf-8", opener=_open_existing) as file:
                 file.write(line)
         except OSError as error:
             raise to_disk_error(error, self.path, len(line.encode())) from error
@@ -86,9 +88,14 @@ def read_events(path: Path) -> list[dict[str, Any]]:
     return events
 
 
+def _open_existing(path: str, flags: int) -> int:
+    """Opens a file that must be there: a folder that vanished is not made anew elsewhere."""
+    return os.open(path, flags & ~os.O_CREAT)
+
+
 def _end_half_line(path: Path) -> None:
     """A new line after a half-written one, so that the next event stands alone."""
-    if path.exists() and path.stat().st_size:
+    if path.stat().st_size:
         with path.open("rb+") as file:
             file.seek(-1, 2)
             if file.read(1) != b"\n":

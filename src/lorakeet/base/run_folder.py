@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import shutil
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -117,16 +118,17 @@ def write_text(path: Path, text: str) -> None:
         MachineError: the disk is full or the folder cannot be written; an older
             file of that name is untouched.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
+        path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("w", encoding="utf-8") as file:
             file.write(text)
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
-        beside.unlink(missing_ok=True)
+        with suppress(OSError):
+            beside.unlink(missing_ok=True)
         raise to_disk_error(error, path, len(text.encode())) from error
 
 
@@ -150,6 +152,11 @@ def to_disk_error(error: OSError, path: Path, needed_bytes: int) -> MachineError
         return MachineError(
             f"{path}: the disk is full; this file needs {needed_bytes:,} bytes. "
             "Free some space and start the command again: finished stages are kept."
+        )
+    if error.errno in (errno.ENOENT, errno.ESTALE, errno.ENOTCONN, errno.EIO):
+        return MachineError(
+            f"{path}: its folder is gone or its disk does not answer ({error.strerror}). Bring it "
+            "back, and 'lorakeet resume' goes on from the newest checkpoint."
         )
     return MachineError(
         f"{path}: cannot be written ({error.strerror}). Choose a folder that you may write to."

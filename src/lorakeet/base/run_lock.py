@@ -12,7 +12,7 @@ import json
 import os
 import platform
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from datetime import datetime
 from pathlib import Path
 from typing import IO, Any
@@ -46,11 +46,13 @@ def hold_run(folder: Path) -> Iterator[None]:
                 f"{folder}: {_describe(path)} is writing this run. Wait until it has ended, stop "
                 "it, or choose another --run."
             )
-        _write_holder(file)
+        with suppress(OSError):  # who holds it is for a message only; the lock stands without
+            _write_holder(file)
         try:
             yield
         finally:
-            _clear(file)
+            with suppress(OSError):
+                _clear(file)
 
 
 def is_held(folder: Path) -> bool:

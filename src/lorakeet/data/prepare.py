@@ -15,11 +15,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-from lorakeet.base.errors import DataError, RowError
+from lorakeet.base.errors import DataError, FileFormatError, RowError
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.records import Conversation, DroppedRow, EncodedSample, RawRow, Sample, Turn
-from lorakeet.base.run_folder import sha256_file, write_json, write_text
+from lorakeet.base.run_folder import read_json, sha256_file, write_json, write_text
 from lorakeet.base.stamps import fingerprint
 from lorakeet.data.clean import clean_sample, texts_of
 from lorakeet.data.dedup import Deduplicator, content_hash
@@ -83,9 +83,13 @@ def prepare_data(recipe: Recipe, tokenizer: Tokenizer, folder: Path, emit: Emit)
     digest = _digest_inputs(recipe, tokenizer)
     report_path = folder / "report.json"
     if report_path.is_file():
-        report = json.loads(report_path.read_text(encoding="utf-8"))
-        if report.get("inputs") == digest:
-            return _open(folder, report)
+        try:
+            report = read_json(report_path)
+            if isinstance(report, dict) and report.get("inputs") == digest:
+                return _open(folder, report)
+        except FileFormatError as error:
+            emit("alarm", code="damaged-data", step=0,
+                 message=f"{error} They are built again from the sources.")  # fmt: skip
     stage = DataStage(recipe=recipe, tokenizer=tokenizer, emit=emit)
     stage.label_names = find_labels(stage)
     _write_splits(stage, folder)

@@ -6,7 +6,7 @@ ends.bin     int64 [rows]       where each row ends in the two above
 labels.bin   int32 [rows]
 sources.bin  int32 [rows]       which entry of data.train
 lines.bin    int64 [rows]       with paths.json: where each row came from
-index.json   format version and counts, written last
+index.json   format version, counts and SHA-256 of each file, written last
 """
 
 from __future__ import annotations
@@ -20,9 +20,9 @@ import numpy as np
 
 from lorakeet.base.errors import FileFormatError
 from lorakeet.base.records import EncodedSample, Origin
-from lorakeet.base.run_folder import read_json, to_disk_error, write_json
+from lorakeet.base.run_folder import read_json, sha256_file, to_disk_error, write_json
 
-FORMAT = 1
+FORMAT = 2
 _TYPES = {
     "ids": np.int32,
     "mask": np.uint8,
@@ -50,8 +50,8 @@ def write_shards(samples: Iterable[tuple[EncodedSample, int]], folder: Path) -> 
     """
     beside = folder.with_name(f".{folder.name}.tmp")
     shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir(parents=True)
     try:
+        beside.mkdir(parents=True)
         index = _write_files(samples, beside)
         shutil.rmtree(folder, ignore_errors=True)
         beside.replace(folder)
@@ -78,7 +78,9 @@ def _write_files(samples: Iterable[tuple[EncodedSample, int]], folder: Path) -> 
         for file in files.values():
             file.close()
     write_json(folder / "paths.json", list(paths))
-    write_json(folder / "index.json", {"format": FORMAT, "rows": rows, "tokens": tokens})
+    hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
+    content = {"format": FORMAT, "rows": rows, "tokens": tokens, "sha256": hashes}
+    write_json(folder / "index.json", content)
     return ShardIndex(num_rows=rows, num_tokens=tokens)
 
 
@@ -86,16 +88,21 @@ class ShardReader:
     """Rows of a folder of shards by number, each read when asked for.
 
     Raises:
-        FileFormatError: the folder is missing, incomplete or of another format.
+        FileFormatError: the folder is missing, incomplete, of another format, or its bytes are
+            not those that were written.
+
+    Cost: every byte is read once, for the hashes; about a second for 300 million tokens.
     """
 
     def __init__(self, folder: Path) -> None:
         index = read_json(folder / "index.json")
-        if index.get("format") != FORMAT:
+        found = index.get("format") if isinstance(index, dict) else None
+        if found != FORMAT:
             raise FileFormatError(
-                f"{folder}: shards of format {index.get('format')}, needed {FORMAT}. Remove the "
+                f"{folder}: shards of format {found}, needed {FORMAT}. Remove the "
                 "folder and build the data again."
             )
+        _verify(folder, index.get("sha256"))
         self.folder = folder
         self._paths = read_json(folder / "paths.json")
         columns = {name: _open(folder / f"{name}.bin", kind) for name, kind in _TYPES.items()}
@@ -133,6 +140,22 @@ class ShardReader:
         column = self._columns
         for number, line in zip(column["path_numbers"], column["lines"], strict=True):
             yield self._paths[number], int(line)
+
+
+def _verify(folder: Path, hashes: object) -> None:
+    """Refuses files whose bytes are not those that the index lists."""
+    known = hashes if isinstance(hashes, dict) else {}
+    needed = {f"{name}.bin" for name in _TYPES} | {"paths.json"}
+    wrong = sorted(
+        name for name in needed
+        if not (folder / name).is_file() or known.get(name) != sha256_file(folder / name)
+    )  # fmt: skip
+    if wrong:
+        raise FileFormatError(
+            f"{folder / wrong[0]}: not the bytes that were written, or gone"
+            + (f" (and {len(wrong) - 1} more files)" if wrong[1:] else "")
+            + ". Remove the folder and build the data again; 'lorakeet resume' does so by itself."
+        )
 
 
 def _open(path: Path, kind: type) -> np.ndarray:

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.base.errors import MachineError
+from lorakeet.base.run_folder import to_disk_error
 from lorakeet.base.units import to_percent
 
 MAX_NUMBERED_LABELS = 20
@@ -142,8 +143,11 @@ def _write_figure(figure: Any, path: Path) -> Path:
     from matplotlib.backends.backend_agg import FigureCanvasAgg
 
     FigureCanvasAgg(figure)
-    path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.name}.tmp")
-    figure.savefig(beside, format="png", dpi=144)
-    beside.replace(path)
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        figure.savefig(beside, format="png", dpi=144)
+        beside.replace(path)
+    except OSError as error:
+        raise to_disk_error(error, path, 0) from error
     return path

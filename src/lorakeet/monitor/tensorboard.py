@@ -6,6 +6,8 @@ import time
 from pathlib import Path
 from typing import Any
 
+from lorakeet.base.run_folder import to_disk_error
+
 STEP_FIELDS = ("loss", "learning_rate", "gradient_norm", "tokens_per_s")
 HEARD = frozenset("step evaluation sample_answers alarm run_finished run_interrupted".split())
 
@@ -23,11 +25,21 @@ class TensorboardSink:
         self._is_installed: bool | None = None
 
     def __call__(self, kind: str, /, **fields: Any) -> None:
-        """Hears one event."""
+        """Hears one event.
+
+        Raises:
+            MachineError: the curves cannot be written.
+        """
         if kind not in HEARD:
             return
-        if not self._open():
-            return
+        try:
+            if self._open():
+                self._write(kind, fields)
+        except OSError as error:
+            raise to_disk_error(error, self._folder, 0) from error
+
+    def _write(self, kind: str, fields: dict[str, Any]) -> None:
+        """One event as TensorBoard has it."""
         if kind == "step":
             values = {f"train/{name}": fields[name] for name in STEP_FIELDS}
             self._write_scalars(values, fields["step"])

@@ -70,7 +70,8 @@ def write_checkpoint(folder: Path, state: Checkpoint, *, num_kept: int = KEPT) -
     _refuse_not_finite(tensors, state.step)
     needed = count_bytes(state)
     try:
-        beside.mkdir(parents=True)
+        folder.mkdir(exist_ok=True)  # not its parents: a vanished disk is not made anew elsewhere
+        beside.mkdir()
         for name, group in tensors.items():
             _save(group, beside / f"{name}.safetensors")
         content = {"step": state.step, **state.progress}
