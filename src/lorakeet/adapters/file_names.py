@@ -18,6 +18,8 @@ from lorakeet.adapters.attach import KINDS, adapter_tensors, settings_of
 from lorakeet.adapters.layer import SavedModule
 from lorakeet.adapters.plain import PREFIX, to_plain_tensors
 
+_WRAPPED_BIAS = re.compile(r"\.(original_module|modules_to_save)\.(.*\.)?bias$")
+
 
 def to_file_tensors(model: nn.Module, name: str) -> dict[str, Tensor]:
     """An adapter's tensors under the names of the file, on the CPU.
@@ -68,21 +70,26 @@ def to_file_name(path: str, name: str) -> str:
 def without_base(
     model: nn.Module, wanted: Mapping[str, Tensor], tensors: Mapping[str, Tensor]
 ) -> dict[str, Tensor]:
-    """The tensors less copies that PEFT adds: base weights beside adapted embeddings, and with
-    ``bias: all`` the biases of saved modules under the names of its wrappers."""
+    """The tensors less copies that PEFT adds.
+
+    These are base weights beside adapted embeddings, and with ``bias: all`` the biases of
+    saved modules a second time, under the names of its wrappers.
+    """
     base = {}
     for path, parameter in model.named_parameters(remove_duplicate=False):
         base[PREFIX + path] = base[PREFIX + path.replace(".base_layer.", ".")] = parameter
-    again = (".original_module.bias", ".modules_to_save.bias")
-    tensors = {key: tensor for key, tensor in tensors.items() if not key.endswith(again)}
     return {
         key: tensor
         for key, tensor in tensors.items()
         if key in wanted
-        or key not in base
-        or tensor.shape != base[key].shape
-        or not torch.equal(tensor.to(base[key].dtype), base[key].detach().cpu())
+        or not _WRAPPED_BIAS.search(key)
+        and (key not in base or not _is_copy(tensor, base[key]))
     }
+
+
+def _is_copy(tensor: Tensor, base: Tensor) -> bool:
+    """Whether a tensor holds the base's numbers, in whatever dtype."""
+    return tensor.shape == base.shape and torch.equal(tensor.to(base.dtype), base.detach().cpu())
 
 
 def _is_trained(module: nn.Module, name: str) -> bool:

@@ -71,10 +71,13 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
     if problems:
         raise FileFormatError(f"{folder}/{CONFIG}: cannot be used here: {'; '.join(problems)}.")
     targets, exclude = config.get("target_modules") or (), config.get("exclude_modules") or ()
+    saved = tuple(config.get("modules_to_save") or ())
+    if not isinstance(targets, str):  # in PEFT a module that is saved is never adapted
+        targets = tuple(name for name in targets if name not in saved)
     try:
         return Lora(
             rank=config["r"], alpha=config["lora_alpha"], dropout=config.get("lora_dropout") or 0.0,
-            targets=targets if isinstance(targets, str) else tuple(targets),
+            targets=targets, modules_to_save=saved,
             exclude=exclude if isinstance(exclude, str) else tuple(exclude),
             layers=_to_tuple(config.get("layers_to_transform")),
             layers_pattern=_to_tuple(config.get("layers_pattern")),
@@ -82,7 +85,6 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
             rslora=bool(config.get("use_rslora")), dora=bool(config.get("use_dora")),
             rank_pattern=config.get("rank_pattern") or {},
             alpha_pattern=config.get("alpha_pattern") or {},
-            modules_to_save=tuple(config.get("modules_to_save") or ()),
         )  # fmt: skip
     except (KeyError, TypeError, RequestError) as error:
         raise FileFormatError(f"{folder}/{CONFIG}: a wrong or missing value: {error}") from error
