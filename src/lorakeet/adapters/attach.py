@@ -26,6 +26,7 @@ from lorakeet.adapters.wrap import (
     wrap_saved,
 )
 from lorakeet.base.errors import RequestError
+from lorakeet.quant.convert import count_weights
 
 KINDS = (
     "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_E",
@@ -105,7 +106,7 @@ def attach_to(
     return AttachReport(
         targets={t: _count(model.get_submodule(t), name) for t in targets},
         trained_parameters=sum(p.numel() for p in trained.values()),
-        total_parameters=sum(p.numel() for p in model.parameters()),
+        total_parameters=count_weights(model),
     )
 
 

@@ -21,21 +21,36 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from lorakeet.quant.linear import QuantizedLinear
+
 
 class LoraProduct(torch.autograd.Function):
-    """The adapted linear layer; ``apply(x, W0, b, A, B, s)`` with W0 as [out, in]."""
+    """The adapted linear layer; ``apply(x, W0, b, A, B, s)`` with W0 as [out, in].
+
+    A quantised layer in the place of W0 is expanded into its scratch, in backward again.
+    """
 
     @staticmethod
     def forward(
-        ctx: Any, x: Tensor, W0: Tensor, b: Tensor | None, A: Tensor, B: Tensor, s: float
+        ctx: Any,
+        x: Tensor,
+        base: Tensor | QuantizedLinear,
+        b: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        s: float,
     ) -> Tensor:
+        ctx.quantized = base if isinstance(base, QuantizedLinear) else None
+        W0 = base.expand_shared(x.dtype) if isinstance(base, QuantizedLinear) else base
         x_TI = x.reshape(-1, x.shape[-1])
-        y_TO = x_TI @ W0.T if b is None else torch.addmm(b, x_TI, W0.T)
+        y = x.new_empty(*x.shape[:-1], W0.shape[0])  # no view, as models add to it in place
+        y_TO = y.view(-1, W0.shape[0])
+        torch.mm(x_TI, W0.T, out=y_TO) if b is None else torch.addmm(b, x_TI, W0.T, out=y_TO)
         z_Tr = x_TI @ A.T
         y_TO.addmm_(z_Tr, B.T, alpha=s)
-        ctx.save_for_backward(x, z_Tr, W0, A, B)
+        ctx.save_for_backward(x, z_Tr, None if ctx.quantized else W0, A, B)
         ctx.s = s
-        return y_TO.view(*x.shape[:-1], -1)
+        return y
 
     @staticmethod
     @once_differentiable
@@ -45,6 +60,7 @@ class LoraProduct(torch.autograd.Function):
         dz_Tr = (dy_TO @ B).mul_(ctx.s)
         dx = dA = dB = None
         if ctx.needs_input_grad[0]:
+            W0 = ctx.quantized.expand_shared(dy.dtype) if ctx.quantized else W0
             dx = (dy_TO @ W0).addmm_(dz_Tr, A).view(x.shape)
         if ctx.needs_input_grad[3]:
             dA = dz_Tr.T @ x.reshape(-1, x.shape[-1])
@@ -53,7 +69,10 @@ class LoraProduct(torch.autograd.Function):
         return dx, None, None, dA, dB, None
 
 
-def can_fuse(x: Tensor, W0: Tensor, b: Tensor | None, A: Tensor) -> bool:
+def can_fuse(x: Tensor, base: Tensor | QuantizedLinear, b: Tensor | None, A: Tensor) -> bool:
     """Whether the fused product is exact here: one dtype, and a base that is frozen."""
-    is_frozen = not W0.requires_grad and (b is None or not b.requires_grad)
-    return is_frozen and x.dtype == W0.dtype == A.dtype and not torch.is_autocast_enabled()
+    own = [b] if isinstance(base, QuantizedLinear) else [base, b]
+    own = [each for each in own if each is not None]
+    is_frozen = not any(each.requires_grad for each in own)
+    is_one_dtype = all(each.dtype == x.dtype for each in (*own, A))
+    return is_frozen and is_one_dtype and not torch.is_autocast_enabled()

@@ -30,8 +30,9 @@ from lorakeet.adapters.bias import bias_in_use
 from lorakeet.adapters.saved import SavedModule
 from lorakeet.adapters.settings import DEFAULT_START, Lora
 from lorakeet.adapters.start import principal_factors
+from lorakeet.quant.linear import QuantizedLinear
 
-__all__ = ["Lora", "LoraLayer", "SavedModule", "is_conv1d", "sizes_of"]
+__all__ = ["Lora", "LoraLayer", "SavedModule", "is_conv1d", "is_linear", "sizes_of"]
 
 
 def is_conv1d(module: nn.Module) -> bool:
@@ -39,9 +40,16 @@ def is_conv1d(module: nn.Module) -> bool:
     return type(module).__name__ == "Conv1D" and hasattr(module, "nf")
 
 
+def is_linear(module: nn.Module | None) -> bool:
+    """Whether a module is a linear layer: torch's, GPT-2's or a quantised one."""
+    return isinstance(module, (nn.Linear, QuantizedLinear)) or (
+        isinstance(module, nn.Module) and is_conv1d(module)
+    )
+
+
 def sizes_of(module: nn.Module) -> tuple[int, int]:
     """(in, out) of a linear layer, a Conv1D or an embedding (in = its rows)."""
-    if isinstance(module, nn.Linear):
+    if isinstance(module, (nn.Linear, QuantizedLinear)):
         return module.in_features, module.out_features
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
@@ -85,6 +93,12 @@ class LoraLayer(nn.Module):
         return self.base_layer.weight
 
     @property
+    def device(self) -> torch.device:
+        """Where the base weight lies."""
+        is_quantized = isinstance(self.base_layer, QuantizedLinear)
+        return (self.base_layer.codes if is_quantized else self.base_layer.weight).device
+
+    @property
     def bias(self) -> Tensor | None:
         """The bias in use: the base layer's, or the active adapter's own."""
         return bias_in_use(self)
@@ -126,7 +140,7 @@ class LoraLayer(nn.Module):
         generator = torch.Generator().manual_seed(seed)
         for factor in self.factors(name):
             factor.data.copy_(torch.randn(factor.shape, generator=generator) * 0.02)
-        E = torch.zeros(self.ranks[name], 1, device=self.weight.device)
+        E = torch.zeros(self.ranks[name], 1, device=self.device)
         self.lora_E[name] = nn.Parameter(E)
 
     def remove(self, name: str) -> None:
@@ -175,7 +189,7 @@ class LoraLayer(nn.Module):
         return name not in self.lora_E and name not in self.start_A
 
     def base_matrix(self) -> Tensor:
-        """W0 in float32 as [out, in], whatever the layout of the base."""
+        """W0 in float32 as [out, in], whatever the layout or the bits of the base."""
         W0 = self.base_layer.weight.detach().float()
         return W0.T if self.is_transposed else W0
 

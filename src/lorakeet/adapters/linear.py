@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lorakeet.adapters.bias import call_base
 from lorakeet.adapters.fused import LoraProduct, can_fuse
 from lorakeet.adapters.layer import LoraLayer, is_conv1d, sizes_of
+from lorakeet.quant.linear import QuantizedLinear
 
 
 class LoraLinear(LoraLayer):
@@ -35,7 +36,7 @@ class LoraLinear(LoraLayer):
     def create(self, name: str, sizes: tuple[int, int, int], seed: int) -> None:
         """A uniform with bound 1 / sqrt(in) (Kaiming with a = sqrt(5)), B zero."""
         r, num_in, num_out = sizes
-        place = {"device": self.weight.device, "dtype": torch.float32}
+        place = {"device": self.device, "dtype": torch.float32}
         A = nn.utils.skip_init(nn.Linear, num_in, r, bias=False, **place)
         B = nn.utils.skip_init(nn.Linear, r, num_out, bias=False, **place)
         generator = torch.Generator().manual_seed(seed)
@@ -53,12 +54,18 @@ class LoraLinear(LoraLayer):
         """Whether h is W0 x + b + s B A x and nothing else, which one function computes."""
         has_form = name in self.lora_E or name in self.start_A or name in self.lora_magnitude_vector
         drops = self.dropouts[name].training and isinstance(self.dropouts[name], nn.Dropout)
-        is_known = type(self.base_layer) is nn.Linear or is_conv1d(self.base_layer)
+        is_known = type(self.base_layer) in (nn.Linear, QuantizedLinear)
         return (
-            is_known
+            (is_known or is_conv1d(self.base_layer))
             and not (has_form or drops or self.base_layer._forward_hooks)
-            and can_fuse(x, self.weight, self.bias, self.factors(name)[0])
+            and can_fuse(x, self._base(), self.bias, self.factors(name)[0])
         )
+
+    def _base(self) -> Tensor | QuantizedLinear:
+        """W0 as [out, in], or the layer that expands it."""
+        if isinstance(self.base_layer, QuantizedLinear):
+            return self.base_layer
+        return self.weight.T if self.is_transposed else self.weight
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Tensor:
         """W0 x + scale B A dropout(x), in the dtype of the base's answer."""
@@ -66,9 +73,8 @@ class LoraLinear(LoraLayer):
         if name not in self.ranks or self.merged is not None:
             return call_base(self, (x, *args), kwargs)
         if self._is_plain(name, x):
-            W0, (A, B) = self.weight, self.factors(name)
-            W0 = W0.T if self.is_transposed else W0
-            return LoraProduct.apply(x, W0, self.bias, A, B, self.scales[name])
+            A, B = self.factors(name)
+            return LoraProduct.apply(x, self._base(), self.bias, A, B, self.scales[name])
         h = call_base(self, (x, *args), kwargs)
         A, B = self.factors(name)
         x = x.to(A.dtype)

@@ -21,13 +21,14 @@ from lorakeet.adapters.attach import adapter_names, merged_adapter, set_active
 from lorakeet.adapters.bias import BiasLayer
 from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.base.errors import NumericsError, RequestError
+from lorakeet.quant.linear import QuantizedLinear
 
 
 def merge(model: nn.Module, name: str = "default") -> None:
     """Adds an adapter's change to the base weights in place, and makes it the active one.
 
     Raises:
-        RequestError: there is no such adapter, or one is merged already.
+        RequestError: there is no such adapter, one is merged already, or the base is quantised.
         NumericsError: a merged weight is not finite; the base keeps its own weights.
 
     Cost: a copy of every adapted weight stays in memory until ``unmerge`` or ``detach``.
@@ -36,6 +37,7 @@ def merge(model: nn.Module, name: str = "default") -> None:
         raise RequestError(f"no adapter '{name}' is attached, so there is nothing to merge.")
     if (merged := merged_adapter(model)) is not None:
         raise RequestError(f"adapter '{merged}' is merged already. Unmerge it first.")
+    _refuse_quantized(model, name)
     set_active(model, name)
     untie_adapted(model, name)
     try:
@@ -49,6 +51,27 @@ def merge(model: nn.Module, name: str = "default") -> None:
     except NumericsError:
         unmerge(model)
         raise
+
+
+def _refuse_quantized(model: nn.Module, name: str) -> None:
+    """A base of 4 or 8 bits cannot hold the sum without rounding the change away.
+
+    Raises:
+        RequestError: the adapter changes quantised layers.
+    """
+    quantized = [
+        path
+        for path, module in model.named_modules()
+        if isinstance(module, LoraLayer)
+        and name in module.ranks
+        and isinstance(module.base_layer, QuantizedLinear)
+    ]
+    if quantized:
+        raise RequestError(
+            f"{quantized[0]} and {len(quantized) - 1} more of the adapted layers are quantised, "
+            "and rounding W0 + s B A would lose the change. Merge into the full base, which "
+            "'lorakeet merge' does, or expand this one first with dequantize_model."
+        )
 
 
 def unmerge(model: nn.Module) -> None:

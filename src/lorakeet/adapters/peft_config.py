@@ -47,7 +47,9 @@ def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
         "modules_to_save": list(settings.modules_to_save) or None,
         "use_rslora": settings.rslora,
         "use_dora": settings.dora,
-        "fan_in_fan_out": any(is_conv1d(layer) for layer in layers.values()),
+        "fan_in_fan_out": any(
+            is_conv1d(layer) or getattr(layer, "was_conv1d", False) for layer in layers.values()
+        ),
         "bias": settings.bias,
         "init_lora_weights": True,
         "inference_mode": True,

@@ -8,7 +8,7 @@ import re
 from torch import nn
 
 from lorakeet.adapters.bias import BiasLayer
-from lorakeet.adapters.layer import LoraLayer, SavedModule, is_conv1d, sizes_of
+from lorakeet.adapters.layer import LoraLayer, SavedModule, is_linear, sizes_of
 from lorakeet.adapters.settings import ALL_LINEAR, DEFAULT_START, Lora
 from lorakeet.base.errors import RequestError
 
@@ -41,7 +41,7 @@ def linear_names(model: nn.Module) -> list[str]:
     return [
         name
         for name, module in _candidates(model)
-        if _is_linear(module)
+        if is_linear(_bare(module))
         and _bare(module) is not _bare(head)
         and not HEAD_NAMES & set(name.split("."))
     ]
@@ -56,7 +56,7 @@ def check_ranks(model: nn.Module, settings: Lora, targets: list[str]) -> None:
     problems = []
     for path in targets:
         bare = _bare(model.get_submodule(path))
-        if not hasattr(bare, "weight"):
+        if not is_linear(bare) and not hasattr(bare, "weight"):
             continue
         r, (num_in, num_out) = settings.rank_of(path), sizes_of(bare)
         most = max(num_in, num_out) if settings.start == DEFAULT_START else min(num_in, num_out)
@@ -178,11 +178,6 @@ def _check_patterns(settings: Lora) -> None:
                 f"'{pattern}' is not a regular expression ({error}). Correct it, or give a "
                 "module's name."
             ) from error
-
-
-def _is_linear(module: nn.Module) -> bool:
-    bare = _bare(module)
-    return isinstance(bare, nn.Linear) or (isinstance(bare, nn.Module) and is_conv1d(bare))
 
 
 def _bare(module: nn.Module | None) -> nn.Module | None:

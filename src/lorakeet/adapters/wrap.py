@@ -8,7 +8,7 @@ from torch import nn
 
 from lorakeet.adapters.bias import BiasLayer, add_bias
 from lorakeet.adapters.embedding import LoraEmbedding
-from lorakeet.adapters.layer import LoraLayer, SavedModule, is_conv1d
+from lorakeet.adapters.layer import LoraLayer, SavedModule, is_linear
 from lorakeet.adapters.linear import LoraLinear
 from lorakeet.base.errors import RequestError
 
@@ -27,7 +27,7 @@ def build_layer(module: nn.Module) -> LoraLayer:
     """
     if isinstance(module, nn.Embedding):
         return LoraEmbedding(module)
-    if isinstance(module, nn.Linear) or is_conv1d(module):
+    if is_linear(module):
         return LoraLinear(module)
     raise RequestError(
         f"{type(module).__name__} cannot carry a LoRA adapter; linear layers, Conv1D and "
