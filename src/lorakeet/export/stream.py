@@ -24,13 +24,13 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from lorakeet.base.errors import FileFormatError, NumericsError
+from lorakeet.base.errors import NumericsError
 from lorakeet.base.run_folder import write_json
 from lorakeet.export.fresh import sha256_tensor
-from lorakeet.export.stream_plan import INDEX, SINGLE, Piece, StreamPlan
+from lorakeet.export.stream_plan import Piece, StreamPlan
+from lorakeet.models.weight_files import INDEX, SINGLE, read_tensor
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
@@ -74,7 +74,9 @@ def merge_piece(piece: Piece, files: Mapping[str, Path]) -> Tensor:
         NumericsError: it is not finite in the output's dtype.
         FileFormatError: the base's file is damaged.
     """
-    base = piece.saved if piece.saved is not None else _read(piece, files)
+    base = (
+        piece.saved if piece.saved is not None else read_tensor(files[piece.source], piece.source)
+    )
     if piece.layer is None:
         new = base if not base.is_floating_point() else base.float().to(piece.dtype)
         return new.contiguous()
@@ -88,16 +90,6 @@ def merge_piece(piece: Piece, files: Mapping[str, Path]) -> Tensor:
             "adapter is damaged, or too large for this dtype; take an earlier checkpoint."
         )
     return new.contiguous()
-
-
-def _read(piece: Piece, files: Mapping[str, Path]) -> Tensor:
-    """The base's tensor, mapped from its file."""
-    path = files[piece.source]
-    try:
-        with safe_open(path, framework="pt") as file:
-            return file.get_tensor(piece.source)
-    except SafetensorError as error:
-        raise FileFormatError(f"{path}: damaged ({error}). Fetch the base again.") from error
 
 
 def _write_piece(file: BinaryIO, tensor: Tensor) -> str:

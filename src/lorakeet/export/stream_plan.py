@@ -11,17 +11,15 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from safetensors import SafetensorError, safe_open
+from safetensors import safe_open
 from torch import Tensor, nn
 
 from lorakeet.adapters.layer import is_conv1d
 from lorakeet.adapters.settings import NO_BIAS
 from lorakeet.adapters.stored import StoredAdapter, StoredLayer, read_stored
 from lorakeet.adapters.targets import ends_with
-from lorakeet.base.errors import FileFormatError
-from lorakeet.base.run_folder import read_json
+from lorakeet.models.weight_files import find_sources, find_tensors
 
-SINGLE, INDEX = "model.safetensors", "model.safetensors.index.json"
 _PREFIX = "base_model.model."
 
 
@@ -82,10 +80,10 @@ def plan_stream(
         FileFormatError: the adapter is damaged.
     """
     adapter = read_stored(adapter_folder)
-    files = _find_tensors(base_folder)
+    files = find_tensors(base_folder)
     obstacles = [f"the adapter is more than s B A: {note}" for note in adapter.beside_factors]
     saved = _find_saved(adapter, files, obstacles)
-    sources = _find_sources(model, files)
+    sources = find_sources(model, files)
     _untie(model, adapter, saved)
     changes = {f"{module}.weight": module for module in adapter.layers}
     pieces = []
@@ -110,44 +108,6 @@ def plan_stream(
     obstacles += [f"{module} is a convolution" for module in wide]
     obstacles += _find_misshapen(pieces, files)
     return StreamPlan(pieces=tuple(pieces), files=files, obstacles=tuple(obstacles))
-
-
-def _find_tensors(folder: Path) -> dict[str, Path]:
-    """Tensor name -> file, as the index says or from the only file."""
-    if (folder / INDEX).is_file():
-        places = read_json(folder / INDEX).get("weight_map", {})
-        return {name: folder / Path(file).name for name, file in places.items()}
-    if not (folder / SINGLE).is_file():
-        return {}
-    try:
-        with safe_open(folder / SINGLE, framework="pt") as file:
-            return dict.fromkeys(file.keys(), folder / SINGLE)
-    except SafetensorError as error:
-        raise FileFormatError(
-            f"{folder / SINGLE}: damaged ({error}). Fetch the base again."
-        ) from error
-
-
-def _find_sources(model: nn.Module, files: Mapping[str, Path]) -> dict[str, str]:
-    """Output name -> the name in the base's files.
-
-    A tied weight may lie under its other name, and all may lack the head of the inner
-    model's name, as files do that were saved from the inner model.
-    """
-    inner = f"{getattr(model, 'base_model_prefix', '')}."
-    alike: dict[int, list[str]] = {}
-    for name, tensor in model.state_dict(keep_vars=True).items():
-        alike.setdefault(id(tensor), []).append(name)
-    return {
-        name: source
-        for own in alike.values()
-        for name in own
-        if (source := _first(files, (name, *own)) or _first(files, (name.removeprefix(inner),)))
-    }
-
-
-def _first(files: Mapping[str, Path], names: Sequence[str]) -> str | None:
-    return next((name for name in names if name in files), None)
 
 
 def _find_misshapen(pieces: Sequence[Piece], files: Mapping[str, Path]) -> list[str]:

@@ -10,15 +10,16 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from lorakeet.base.errors import FileFormatError, MachineError, RequestError
+from lorakeet.base.errors import FileFormatError, RequestError
+from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.run_folder import read_json
+from lorakeet.models.fetch import fetch_from_hub, fetch_from_modelscope, first_line
 from lorakeet.models.quiet import no_bars
 
 EMBEDDED_STARTER = Path(__file__).resolve().parents[1] / "embedded" / "starter"
 STARTER = "starter"
 MODELSCOPE = "ms://"
 _NEW_HEADS = frozenset("classifier score pre_classifier pooler classification_head summary".split())
-_WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")
 
 
 def resolve_base(base: str) -> Path:
@@ -38,14 +39,14 @@ def resolve_base(base: str) -> Path:
     if folder.is_dir():
         return _checked(folder)
     if base.startswith(MODELSCOPE):
-        return _checked(_fetch_from_modelscope(base.removeprefix(MODELSCOPE)))
+        return _checked(fetch_from_modelscope(base.removeprefix(MODELSCOPE)))
     looks_like_path = base.startswith((".", "/", "~")) or base.count("/") != 1
     if looks_like_path:
         raise RequestError(
             f"base '{base}': there is no such folder. Needed is a folder with config.json, a Hub "
             "id such as HuggingFaceTB/SmolLM2-135M-Instruct, ms://owner/name, or starter."
         )
-    return _checked(_fetch_from_hub(base))
+    return _checked(fetch_from_hub(base))
 
 
 def read_tokenizer(base: str) -> Any:
@@ -63,7 +64,7 @@ def read_tokenizer(base: str) -> Any:
         )
     except (OSError, ValueError, KeyError) as error:
         raise FileFormatError(
-            f"{folder}: no readable tokenizer ({_first_line(error)}). Needed is a tokenizer.json."
+            f"{folder}: no readable tokenizer ({first_line(error)}). Needed is a tokenizer.json."
         ) from error
     # The window is ours to watch; transformers' warning about it would only repeat that.
     tokenizer.deprecation_warnings["sequence-length-is-longer-than-the-specified-maximum"] = True
@@ -81,6 +82,7 @@ def load_model(
     task: str = "chat",
     label_names: Sequence[str] = (),
     dtype: str = "auto",
+    quantization: QuantizationSettings | None = None,
 ) -> tuple[Any, Any]:
     """A base model in evaluation mode with its tokenizer, on the best device here.
 
@@ -89,47 +91,86 @@ def load_model(
             encoder or decoder with a classification head of ``len(label_names)`` rows.
         dtype: ``auto`` is float32 on a CPU (bfloat16 checkpoints widen without loss) and
             bfloat16 on a GPU.
+        quantization: holds linear layers in 4 or 8 bits (``models.quantized``); a base that is
+            quantised already needs none.
 
     Returns:
         (model, tokenizer).
 
     Raises:
         FileFormatError: no safetensors, missing weights, or an unknown architecture.
+        RequestError, ShapeError, NumericsError: the weights cannot be quantised as asked.
+        MachineError: the disk has no room for the cache of the quantised base.
     """
     import torch
+
+    from lorakeet.models.quantized import is_prequantized
+    from lorakeet.models.quantized_cache import load_quantized
 
     folder = resolve_base(base)
     tokenizer = read_tokenizer(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = ("bfloat16" if device == "cuda" else "float32") if dtype == "auto" else dtype
-    model = _load_class(folder, task, list(label_names), getattr(torch, name), tokenizer)
+    settings = quantization or QuantizationSettings()
+    if settings.is_on or is_prequantized(folder):
+        model = build_without_weights(base, task=task, label_names=label_names, dtype=name)
+        load_quantized(model, folder, settings, dtype=getattr(torch, name))
+    else:
+        model = _load_class(folder, task, label_names, getattr(torch, name))
+    if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
+        model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
 
 
-def build_without_weights(base: str, *, task: str = "chat") -> Any:
+def build_without_weights(
+    base: str, *, task: str = "chat", label_names: Sequence[str] = (), dtype: str | None = None
+) -> Any:
     """A base's modules with their names and sizes from config.json, on torch's meta device.
+
+    Args:
+        label_names: classes of a classifier; none keeps the configuration's.
+        dtype: of the parameters; None takes the configuration's.
 
     Raises:
         FileFormatError: an unknown architecture.
     """
     import torch
-    from transformers import AutoConfig, AutoModelForCausalLM, AutoModelForSequenceClassification
+    from transformers import (
+        AutoConfig,
+        AutoModelForCausalLM,
+        AutoModelForSequenceClassification,
+        GenerationConfig,
+    )
 
     folder = resolve_base(base)
     is_classifier = task == "classify"
+    labels = _label_settings(label_names) if is_classifier and label_names else {}
     model_class: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False)
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
+        given = {} if dtype is None else {"dtype": getattr(torch, dtype)}
         with torch.device("meta"):
-            return model_class.from_config(config, trust_remote_code=False)
+            model = model_class.from_config(config, trust_remote_code=False, **given)
+        if (folder / "generation_config.json").is_file() and not is_classifier:
+            model.generation_config = GenerationConfig.from_pretrained(folder)
+        return model
     except (OSError, ValueError, KeyError) as error:
         raise FileFormatError(
-            f"{folder}: no model can be built for task {task} ({_first_line(error)}). Needed is "
+            f"{folder}: no model can be built for task {task} ({first_line(error)}). Needed is "
             "config.json of an architecture that transformers knows."
         ) from error
 
 
-def _load_class(folder: Path, task: str, label_names: list[str], dtype: Any, tokenizer: Any) -> Any:
+def _label_settings(label_names: Sequence[str]) -> dict[str, Any]:
+    """A classifier's classes, as transformers' configuration names them."""
+    return {
+        "num_labels": len(label_names),
+        "id2label": dict(enumerate(label_names)),
+        "label2id": {label: number for number, label in enumerate(label_names)},
+    }
+
+
+def _load_class(folder: Path, task: str, label_names: Sequence[str], dtype: Any) -> Any:
     """The model of a task with strict weights: only a new classification head may be missing."""
     import torch
     from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification
@@ -143,16 +184,12 @@ def _load_class(folder: Path, task: str, label_names: list[str], dtype: Any, tok
     model_class: Any = AutoModelForCausalLM
     if task == "classify":
         model_class = AutoModelForSequenceClassification
-        settings["num_labels"] = len(label_names)
-        settings["id2label"] = dict(enumerate(label_names))
-        settings["label2id"] = {label: number for number, label in enumerate(label_names)}
+        settings |= _label_settings(label_names)
         settings["ignore_mismatched_sizes"] = True
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)  # a new classification head is the same in two loads
         model, info = _read_weights(model_class, folder, settings)
     _refuse_incomplete(folder, info, is_classifier=task == "classify")
-    if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
-        model.config.pad_token_id = tokenizer.pad_token_id
     return model
 
 
@@ -169,7 +206,7 @@ def _read_weights(model_class: Any, folder: Path, settings: dict[str, Any]) -> t
             return model_class.from_pretrained(folder, **settings)
     except SafetensorError as error:
         raise FileFormatError(
-            f"{folder}: a safetensors file is damaged ({_first_line(error)}). Fetch or copy the "
+            f"{folder}: a safetensors file is damaged ({first_line(error)}). Fetch or copy the "
             "model again."
         ) from error
     except RuntimeError as error:
@@ -181,7 +218,7 @@ def _read_weights(model_class: Any, folder: Path, settings: dict[str, Any]) -> t
         ) from error
     except (OSError, ValueError, KeyError) as error:
         raise FileFormatError(
-            f"{folder}: the model cannot be loaded ({_first_line(error)}). Needed are config.json "
+            f"{folder}: the model cannot be loaded ({first_line(error)}). Needed are config.json "
             "of an architecture that transformers knows, and all weights as safetensors."
         ) from error
 
@@ -229,57 +266,3 @@ def _checked(folder: Path) -> Path:
             "Needed are safetensors; most Hub models offer both."
         )
     return folder
-
-
-def _fetch_from_hub(name: str) -> Path:
-    """A snapshot of a Hub model without pickles; ``HF_ENDPOINT`` is honoured."""
-    from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import (
-        HfHubHTTPError,
-        HFValidationError,
-        LocalEntryNotFoundError,
-        RepositoryNotFoundError,
-    )
-
-    try:
-        return Path(snapshot_download(name, allow_patterns=list(_WANTED_FILES)))
-    except RepositoryNotFoundError as error:
-        raise RequestError(
-            f"base '{name}': the Hub knows no such model, or it is private. Check the spelling, "
-            "or log in with 'hf auth login'."
-        ) from error
-    except HFValidationError as error:
-        raise RequestError(
-            f"base '{name}': there is no such folder, and it is no Hub id ({_first_line(error)})"
-        ) from error
-    except (LocalEntryNotFoundError, HfHubHTTPError, OSError, ValueError) as error:
-        raise MachineError(
-            f"base '{name}': no such folder here, and the Hub cannot be reached "
-            f"({_first_line(error)}). Check the network, or name a folder, or 'starter'."
-        ) from error
-
-
-def _fetch_from_modelscope(name: str) -> Path:
-    """A snapshot of a ModelScope model, through its own client."""
-    try:
-        from modelscope_hub import snapshot_download
-    except ImportError:
-        try:
-            from modelscope import snapshot_download
-        except ImportError as error:
-            raise MachineError(
-                f"base 'ms://{name}': ModelScope's client is not installed. "
-                "'pip install modelscope-hub' adds it."
-            ) from error
-    try:
-        return Path(snapshot_download(name))
-    except (OSError, ValueError) as error:
-        raise MachineError(
-            f"base 'ms://{name}': ModelScope gave no model ({_first_line(error)}). Check the name "
-            "and the network."
-        ) from error
-
-
-def _first_line(error: BaseException) -> str:
-    """The head of a library's message."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:200]

@@ -1,0 +1,62 @@
+"""The section ``quantization`` of a recipe: in how many bits the frozen base is held."""
+
+from __future__ import annotations
+
+import re
+from typing import Literal
+
+from pydantic import model_validator
+
+from lorakeet.base.section import Names, Section, setting
+
+BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
+QuantizationKind = Literal["none", "nf4", "fp4", "int8"]
+
+
+class QuantizationSettings(Section):
+    """In how many bits the frozen base is held; with method.kind lora this is QLoRA."""
+
+    kind: QuantizationKind = setting(
+        "none",
+        "nf4 holds a weight in 4 bits, int8 in 8; none keeps 16 or 32",
+        why="16 bits first: rounding costs a little quality, so 4 only where memory needs it",
+    )
+    block_size: int = setting(
+        64, "weights of nf4 and fp4 that share a scale", why="the paper's (arXiv:2305.14314)"
+    )
+    double: bool = setting(
+        True, "nf4 and fp4: scales in 8 bits too", why="0.37 bit a weight for no measured loss"
+    )
+    include: str | Names = setting(
+        "all-linear", "layers in few bits: all-linear (not the head), names, or an expression"
+    )
+    exclude: str | Names = setting(
+        (), "layers that keep their bits: names, or an expression; a name covers what is inside"
+    )
+    cache: str = setting(
+        "auto",
+        "a folder that keeps the quantised base, so that the next load takes seconds; or none",
+        why="auto keeps bases above 1 GB in the user's cache folder",
+        min_length=1,
+    )
+
+    @model_validator(mode="after")
+    def _check(self) -> QuantizationSettings:
+        problems = []
+        if self.block_size not in BLOCK_SIZES:
+            known = ", ".join(map(str, BLOCK_SIZES))
+            problems.append(f"block_size is {self.block_size}; known are {known}")
+        for name in ("include", "exclude"):
+            if isinstance(value := getattr(self, name), str):
+                try:
+                    re.compile(value)
+                except re.error as error:
+                    problems.append(f"{name} '{value}' is not a regular expression ({error})")
+        if problems:
+            raise ValueError("; ".join(problems))
+        return self
+
+    @property
+    def is_on(self) -> bool:
+        """Whether anything is quantised."""
+        return self.kind != "none"
