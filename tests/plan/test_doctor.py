@@ -2,6 +2,7 @@
 
 import pytest
 
+from lorakeet.base.native_code import NativeCode
 from lorakeet.plan import doctor
 from lorakeet.plan.doctor import EXTRAS, check_machine
 
@@ -14,7 +15,7 @@ def look():
 def test_this_machine_is_looked_at_whole():
     found = look()
     assert set(found) == {"python", "torch", "transformers", *EXTRAS, "GPU", "cores",
-                          "free memory", "free disk"}  # fmt: skip
+                          "quantised weights", "free memory", "free disk"}  # fmt: skip
     assert found["python"].is_ok
     assert found["torch"].is_ok and "build" in found["torch"].found
     assert all(finding.found for finding in found.values())
@@ -60,3 +61,13 @@ def test_too_little_memory_and_disk_are_told_with_what_is_needed(monkeypatch):
     for name in ("free memory", "free disk"):
         assert not found[name].is_ok
         assert "less than 1073741824.00 GiB" in found[name].advice
+
+
+def test_the_path_of_quantised_weights_is_named(monkeypatch):
+    found = look()["quantised weights"]
+    assert found.found.startswith(("compiled for AVX2", "reference"))
+    absent = NativeCode(is_usable=False, found="reference (llvmlite absent)")
+    monkeypatch.setattr(doctor, "find_native_code", lambda: absent)
+    found = look()["quantised weights"]
+    assert (found.is_ok, found.found) == (False, "reference (llvmlite absent)")
+    assert "pip install llvmlite" in found.advice

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from lorakeet.base.native_code import find_native_code
 from lorakeet.base.units import GIB, to_readable_bytes
 from lorakeet.plan.hardware import Hardware, read_hardware
 
@@ -36,7 +37,7 @@ class Finding:
 
 
 def check_machine(folder: Path = Path()) -> list[Finding]:
-    """Everything that Lorakeet needs or can use, looked at without importing it."""
+    """Everything that Lorakeet needs or can use, looked at without importing torch."""
     machine = read_hardware(folder)
     return [
         Finding(name="python", found=platform.python_version(), is_ok=sys.version_info >= (3, 11),
@@ -44,6 +45,7 @@ def check_machine(folder: Path = Path()) -> list[Finding]:
         *_check_packages(machine),
         Finding(name="GPU", found=", ".join(gpu.name for gpu in machine.gpus) or "none", is_ok=True,
                 advice="" if machine.gpus else "training runs on the CPU; small models only."),
+        _check_native_code(),
         Finding(name="cores", found=str(machine.cores), is_ok=True),
         _check_room("free memory", machine.free_memory_bytes, MIN_MEMORY_BYTES,
                     "close other programs or choose a smaller base."),
@@ -79,6 +81,15 @@ def _check_torch(machine: Hardware) -> Finding:
                        advice="there is a GPU, but this build cannot use it; reinstall torch."
         )  # fmt: skip
     return Finding(name="torch", found=f"{found}, {build}", is_ok=True)
+
+
+def _check_native_code() -> Finding:
+    """Which path multiplies with weights of 4 and 8 bits on the CPU."""
+    native = find_native_code()
+    return Finding(name="quantised weights", found=native.found, is_ok=native.is_usable,
+                   advice="" if native.is_usable else "weights of 4 and 8 bits compute more slowly "
+                   "on this CPU; 'pip install llvmlite' on an x86 machine with AVX2 mends it."
+    )  # fmt: skip
 
 
 def _check_room(name: str, free: int, needed: int, advice: str) -> Finding:
