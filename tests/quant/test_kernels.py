@@ -12,7 +12,13 @@ from lorakeet.base.errors import ShapeError
 from lorakeet.base.native_code import find_native_code
 from lorakeet.quant import kernels
 from lorakeet.quant.int8 import dequantize_int8, quantize_int8
-from lorakeet.quant.kernels import MAX_FUSED_ROWS, dequantize_nf4, multiply_int8, multiply_nf4
+from lorakeet.quant.kernels import (
+    MAX_FUSED_ROWS,
+    dequantize_nf4,
+    dequantize_rows,
+    multiply_int8,
+    multiply_nf4,
+)
 from lorakeet.quant.nf4 import BLOCK_SIZES, LEVELS, dequantize_blocks, quantize_blocks
 
 SHAPES = [(1, 64), (3, 128), (7, 64), (130, 1088), (64, 2112)]  # odd rows, one to three chunks
@@ -52,6 +58,17 @@ def threads(request, monkeypatch):
 def test_expanded_weights_equal_the_reference_in_every_bit(block_size, kind, double, threads):
     blocks = blocks_of((48, 2048), block_size=block_size, kind=kind, double=double)
     assert torch.equal(dequantize_nf4(blocks), dequantize_blocks(blocks))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+@pytest.mark.parametrize("shape", [*SHAPES, (5, 37)])
+def test_expanded_rows_of_int8_equal_the_reference_in_every_bit(shape, dtype, threads):
+    weight = quantize_int8(normal(*shape).to(dtype))
+    scratch = torch.full((shape[0] * shape[1] + 9,), 7.0, dtype=dtype)
+    for out in (None, scratch[8:], scratch[1:]):
+        found = dequantize_rows(weight, out=out)
+        assert found.dtype == dtype and torch.equal(found, dequantize_int8(weight))
+    assert scratch[0] == 7
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float32, torch.float64])
@@ -154,6 +171,7 @@ def test_without_native_code_the_references_answer(monkeypatch):
     monkeypatch.setattr(kernels, "_is_native", lambda: False)
     monkeypatch.setattr(kernels, "_load_kernel", None)
     assert torch.equal(dequantize_nf4(blocks), dequantize_blocks(blocks))
+    assert torch.equal(dequantize_rows(weight), dequantize_int8(weight))
     assert_close(multiply_nf4(x, blocks), x.double() @ dequantize_blocks(blocks).double().T)
     assert_close(multiply_int8(x, weight), x.double() @ dequantize_int8(weight).double().T)
 

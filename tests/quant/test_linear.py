@@ -16,6 +16,7 @@ from lorakeet.adapters.merge import merge
 from lorakeet.adapters.settings import AdaLora, Lora
 from lorakeet.adapters.targets import linear_names
 from lorakeet.base.errors import RequestError
+from lorakeet.base.native_code import find_native_code
 from lorakeet.quant.convert import (
     QuantizedForm,
     count_weights,
@@ -50,7 +51,7 @@ def form(request):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_answer_and_input_gradient_are_those_of_the_dequantised_weight(form, has_bias, dtype):
     layer = make_layer(form, has_bias=has_bias)
-    x = torch.randn(2, 5, 64).to(dtype).requires_grad_()
+    x = torch.randn(4, 5, 64).to(dtype).requires_grad_()  # too many rows for a fused product
     other = x.detach().clone().requires_grad_()
     bias = layer.bias.to(dtype) if has_bias else None
     expected = F.linear(other, layer.weight.to(dtype), bias)
@@ -62,6 +63,17 @@ def test_answer_and_input_gradient_are_those_of_the_dequantised_weight(form, has
     )
     assert found.dtype == dtype
     assert not any(p.requires_grad for p in layer.parameters())
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_few_rows_are_answered_from_the_codes_without_a_scratch(form, has_bias):
+    layer = make_layer(form, has_bias=has_bias)
+    x = torch.randn(2, 3, 64, requires_grad=True)
+    y = layer(x)
+    torch.testing.assert_close(y, F.linear(x, layer.weight, layer.bias))
+    assert find_native_code().is_usable == (not layer.scratch.held)
+    dy = torch.randn(y.shape)
+    assert torch.equal(torch.autograd.grad(y, x, dy)[0], dy @ layer.weight)
 
 
 def test_the_gradient_passes_gradcheck_in_float64(form):
@@ -83,7 +95,7 @@ def test_backward_is_right_after_other_layers_used_the_scratch(form):
 def test_layers_of_a_model_hold_one_scratch_of_the_largest():
     scratch = Scratch()
     for size in (64, 256, 128):
-        make_layer(FORMS["nf4"], 64, size, scratch=scratch)(torch.randn(1, 64))
+        make_layer(FORMS["nf4"], 64, size, scratch=scratch)(torch.randn(20, 64))
     assert [each.numel() for each in scratch.held.values()] == [256 * 64]
 
 

@@ -41,14 +41,16 @@ class LoraProduct(torch.autograd.Function):
         s: float,
     ) -> Tensor:
         ctx.quantized = base if isinstance(base, QuantizedLinear) else None
-        W0 = base.expand_shared(x.dtype) if isinstance(base, QuantizedLinear) else base
         x_TI = x.reshape(-1, x.shape[-1])
-        y = x.new_empty(*x.shape[:-1], W0.shape[0])  # no view, as models add to it in place
-        y_TO = y.view(-1, W0.shape[0])
-        torch.mm(x_TI, W0.T, out=y_TO) if b is None else torch.addmm(b, x_TI, W0.T, out=y_TO)
+        y = base.multiply(x) if ctx.quantized else x.new_empty(*x.shape[:-1], base.shape[0])
+        y_TO = y.view(-1, y.shape[-1])  # y itself is no view, as models add to it in place
+        if not ctx.quantized:
+            torch.mm(x_TI, base.T, out=y_TO) if b is None else torch.addmm(
+                b, x_TI, base.T, out=y_TO
+            )
         z_Tr = x_TI @ A.T
         y_TO.addmm_(z_Tr, B.T, alpha=s)
-        ctx.save_for_backward(x, z_Tr, None if ctx.quantized else W0, A, B)
+        ctx.save_for_backward(x, z_Tr, None if ctx.quantized else base, A, B)
         ctx.s = s
         return y
 

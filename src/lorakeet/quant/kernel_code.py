@@ -1,8 +1,8 @@
 """The kernels of quantised weights, written in LLVM's language.
 
-Two of them: ``expand`` writes W = levels[codes] * scales as floats, and ``multiply`` forms
-y = x W' for few rows of x without ever writing W.  Both read 64 weights at a time, which is
-the smallest block of NF4, so each read has one scale.
+Two of them: ``expand`` writes W as floats, levels[codes] * scales in 4 bits and codes *
+scales in 8, and ``multiply`` forms y = x W' for few rows of x without ever writing W.  Both
+read 64 weights at a time, the smallest block of NF4, so each read has one scale.
 
 How 32 NF4 codes become floats: a 4-bit code is an index into 16 levels, and a level is
 4 bytes.  One instruction (``pshufb``) looks up 32 bytes in a table of 16, so four of
@@ -202,16 +202,24 @@ def _interleave(size: int, half: int) -> list[int]:
 def _write_expand(
     code: VectorCode, given: dict[str, ir.Value], form: KernelForm, read: Read, own: tuple
 ) -> None:
-    """y[i] = levels[codes[i]] * scale; an output is a step of 64 weights here."""
+    """y[i] = weight i; an output is a row of INT8 codes, or a step of 64 codes of 4 bits."""
 
-    def step(group: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-        start = code.builder.mul(group, to_index(STEP))
+    def step(start: ir.Value, scale: list[ir.Value]) -> list[ir.Value]:
         for place, weights in enumerate(read(start)):
+            scaled = code.builder.fmul(weights, scale[0]) if scale else weights
             at = code.sum_of(start, place * LANES)
-            code.store(weights, given["y"], at, streams=form.streams)
+            code.store(scaled, given["y"], at, streams=form.streams)
+        return scale
+
+    def output(group: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        if not form.is_int8:
+            return step(code.builder.mul(group, to_index(STEP)), [])
+        scale = code.spread(code.load(F32, given["scales"], group))
+        start = code.builder.mul(group, given["num_in"])
+        code.repeat((start, code.sum_of(start, given["num_in"]), STEP), step, [scale])
         return []
 
-    code.repeat((own[0], own[2], 1), step)
+    code.repeat((own[0], own[2], 1), output)
     if form.streams:
         code.builder.fence("seq_cst")
 

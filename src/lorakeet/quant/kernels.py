@@ -68,85 +68,113 @@ def dequantize_nf4(
     return flat.view(blocks.shape)
 
 
-def multiply_nf4(x: Tensor, blocks: Nf4Blocks, *, scratch: Tensor | None = None) -> Tensor:
-    """y = x W', computed in float32, for a matrix W in 4 bits.  Keeps no graph.
-
-    Args:
-        x: float [..., in].
-        scratch: float32, at least out x in; W is written there when x has many rows.
-
-    Returns:
-        [..., out], in the dtype of x.
-
-    Raises:
-        ShapeError: x and W do not fit.
-
-    Guarantees:
-        Up to ``MAX_FUSED_ROWS`` rows, a row's answer depends on no other row, in any bit.
-
-    Cost: reads 0.5 to 0.6 bytes a weight for 8 rows; beyond ``MAX_FUSED_ROWS`` writes W.
-    """
-    num_rows = _count_rows(x, blocks.shape)
-    places = _place_nf4(blocks) if num_rows else None
-    if places is None:
-        W = dequantize_nf4(blocks, dtype=torch.float32, out=scratch)
-        return F.linear(x.detach().float(), W).to(x.dtype)
-    is_double = isinstance(blocks.scales, QuantizedScales)
-    numbers = (*places, blocks.shape[1], blocks.shape[0], _bits_of(blocks))
-    return _multiply(x, num_rows, numbers, (False, is_double))
-
-
-def multiply_int8(x: Tensor, weight: Int8Weight, *, scratch: Tensor | None = None) -> Tensor:
-    """y = x W', computed in float32, for a matrix W in 8 bits.  Keeps no graph.
-
-    Args:
-        x: float [..., in].
-        scratch: float32, at least out x in; W is written there when x has many rows.
-
-    Returns:
-        [..., out], in the dtype of x.
-
-    Raises:
-        ShapeError: x and W do not fit.
-
-    Guarantees:
-        Up to ``MAX_FUSED_ROWS`` rows, a row's answer depends on no other row, in any bit.
-    """
-    num_rows = _count_rows(x, weight.shape)
-    places = _place(weight.codes, weight.scales) if num_rows else None
-    if places is None:
-        W = dequantize_int8(weight, dtype=torch.float32, out=scratch)
-        return F.linear(x.detach().float(), W).to(x.dtype)
-    numbers = (*places, 0, 0, 0, 0, weight.shape[1], weight.shape[0], 0)
-    return _multiply(x, num_rows, numbers, (True, False))
-
-
-def _multiply(
-    x: Tensor, num_rows: int, numbers: tuple[int, ...], form: tuple[bool, bool]
+def dequantize_rows(
+    weight: Int8Weight, *, dtype: torch.dtype | None = None, out: Tensor | None = None
 ) -> Tensor:
+    """w ~ codes * scales: ``dequantize_int8``, faster in float32, and equal in every bit.
+
+    Args:
+        dtype: of the answer; None takes that of the weight before.
+        out: contiguous, at least out x in elements; its head is overwritten and returned.
+
+    Returns:
+        [out, in].
+    """
+    kind = (dtype or weight.dtype) if out is None else out.dtype
+    places = _place(weight.codes, weight.scales) if weight.shape[1] % STEP == 0 else None
+    if places is None or kind != torch.float32:
+        return dequantize_int8(weight, dtype=dtype, out=out)
+    num = weight.codes.numel()
+    flat = torch.empty(num) if out is None else out.view(-1)[:num]
+    kernel = _load_kernel(0, True, False, flat.data_ptr() % STREAM_BYTES == 0)
+    kernel((0, flat.data_ptr(), *places, 0, 0, 0, 0, *weight.shape[::-1], 0), num)
+    return flat.view(weight.shape)
+
+
+def is_few(x: Tensor, weight: Nf4Blocks | Int8Weight) -> bool:
+    """Whether a product with x reads the codes as they are, instead of expanding them first.
+
+    Such a product is computed in float32, so an x in float64 takes the other way.
+    """
+    num_in = weight.shape[-1]
+    return (
+        x.is_cpu
+        and x.dtype != torch.float64
+        and 0 < x.numel() <= MAX_FUSED_ROWS * num_in
+        and num_in % STEP == 0
+        and weight.codes.is_cpu
+        and _is_native()
+    )
+
+
+def multiply_nf4(x: Tensor, blocks: Nf4Blocks) -> Tensor:
+    """y = x W' for a matrix W in 4 bits; few rows are computed in float32.  Keeps no graph.
+
+    Args:
+        x: float [..., in].
+
+    Returns:
+        [..., out], in the dtype of x.
+
+    Raises:
+        ShapeError: x and W do not fit.
+
+    Guarantees:
+        Up to ``MAX_FUSED_ROWS`` rows, a row's answer depends on no other row, in any bit.
+
+    Cost: up to 8 rows read 0.5 to 0.6 bytes a weight; beyond ``MAX_FUSED_ROWS``, W is written.
+    """
+    _check_sizes(x, blocks.shape)
+    places = _place_nf4(blocks) if is_few(x, blocks) else None
+    if places is None:
+        return F.linear(x.detach(), dequantize_nf4(blocks, dtype=x.dtype))
+    is_double = isinstance(blocks.scales, QuantizedScales)
+    numbers = (*places, *blocks.shape[::-1], _bits_of(blocks))
+    return _multiply(x, numbers, (False, is_double))
+
+
+def multiply_int8(x: Tensor, weight: Int8Weight) -> Tensor:
+    """y = x W' for a matrix W in 8 bits; few rows are computed in float32.  Keeps no graph.
+
+    Args:
+        x: float [..., in].
+
+    Returns:
+        [..., out], in the dtype of x.
+
+    Raises:
+        ShapeError: x and W do not fit.
+
+    Guarantees:
+        Up to ``MAX_FUSED_ROWS`` rows, a row's answer depends on no other row, in any bit.
+    """
+    _check_sizes(x, weight.shape)
+    places = _place(weight.codes, weight.scales) if is_few(x, weight) else None
+    if places is None:
+        return F.linear(x.detach(), dequantize_rows(weight, dtype=x.dtype))
+    return _multiply(x, (*places, 0, 0, 0, 0, *weight.shape[::-1], 0), (True, False))
+
+
+def _multiply(x: Tensor, numbers: tuple[int, ...], form: tuple[bool, bool]) -> Tensor:
     """y, a group of rows after the other; ``numbers`` are what a kernel takes after x and y."""
     *_, num_in, num_out, _ = numbers
     rows = x.detach().float().contiguous()  # lives until the kernel has read it
     y = torch.empty(*x.shape[:-1], num_out)
-    x_place, y_place = rows.data_ptr(), y.data_ptr()
+    num_rows = rows.numel() // num_in
     for start in range(0, num_rows, ROWS_AT_ONCE):
         count = min(ROWS_AT_ONCE, num_rows - start)
-        kernel = _load_kernel(count, *form)
-        place = (x_place + 4 * start * num_in, y_place + 4 * start * num_out)
-        kernel(place + numbers, count * num_in * num_out)
+        places = (rows.data_ptr() + 4 * start * num_in, y.data_ptr() + 4 * start * num_out)
+        _load_kernel(count, *form)(places + numbers, count * num_in * num_out)
     return y.to(x.dtype)
 
 
-def _count_rows(x: Tensor, shape: tuple[int, ...]) -> int:
-    """Rows of an x that fits the weight; 0 where no kernel multiplies it as it is."""
+def _check_sizes(x: Tensor, shape: tuple[int, ...]) -> None:
+    """Refuses an x that does not fit the weight."""
     if len(shape) != 2 or x.dim() == 0 or x.shape[-1] != shape[1]:
         raise ShapeError(
             f"x is {list(x.shape)} and the weight {list(shape)}; needed are x [..., in] and a "
             "weight [out, in]. Pass the input of the layer that the weight was taken from."
         )
-    num_rows = x.numel() // shape[1]
-    is_few = x.is_cpu and num_rows <= MAX_FUSED_ROWS and shape[1] % STEP == 0
-    return num_rows if is_few else 0
 
 
 def _place_nf4(blocks: Nf4Blocks) -> tuple[int, ...] | None:

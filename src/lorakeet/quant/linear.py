@@ -1,7 +1,7 @@
 """A frozen linear layer whose weight is held in 4 or 8 bits.
 
 Forward                                   saved: nothing but the layer itself
-    W = expand(codes, scales)             into a scratch that all layers share
+    W = expand(codes, scales)             into a scratch that all layers share; not for few rows
     y = x W^T + b
 
 Backward, with dy given and the weight frozen
@@ -25,10 +25,16 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
-from lorakeet.quant.int8 import Int8Weight, dequantize_int8
-from lorakeet.quant.nf4 import Nf4Blocks, dequantize_blocks
+from lorakeet.quant.int8 import Int8Weight
+from lorakeet.quant.kernels import (
+    dequantize_nf4,
+    dequantize_rows,
+    is_few,
+    multiply_int8,
+    multiply_nf4,
+)
+from lorakeet.quant.nf4 import Nf4Blocks
 from lorakeet.quant.scales import QuantizedScales
 
 Quantized = Nf4Blocks | Int8Weight
@@ -128,6 +134,23 @@ class QuantizedLinear(nn.Module):
         scratch = self.scratch.take(self.num_weights, dtype, self.codes.device)
         return expand(self.quantized, dtype, out=scratch)
 
+    def multiply(self, x: Tensor) -> Tensor:
+        """The product x W^T + b without a graph; few rows read the codes, many expand them first.
+
+        Returns:
+            [..., out], no view of another tensor, as models add to it in place.
+        """
+        weight, bias = self.quantized, None if self.bias is None else self.bias.to(x.dtype)
+        if is_few(x, weight):
+            multiply = multiply_int8 if isinstance(weight, Int8Weight) else multiply_nf4
+            y = multiply(x, weight)
+            return y if bias is None else y.add_(bias)
+        y = x.new_empty(*x.shape[:-1], self.out_features)
+        x_TI, y_TO = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
+        W_IO = self.expand_shared(x.dtype).T
+        torch.mm(x_TI, W_IO, out=y_TO) if bias is None else torch.addmm(bias, x_TI, W_IO, out=y_TO)
+        return y
+
     def forward(self, x: Tensor) -> Tensor:
         """The product x W^T + b, in the dtype of x."""
         return _Product.apply(x, self.bias, self)
@@ -153,8 +176,8 @@ class QuantizedLinear(nn.Module):
 def expand(weight: Quantized, dtype: torch.dtype, *, out: Tensor | None = None) -> Tensor:
     """W in a dtype, in the head of ``out`` (of that dtype) or in a new tensor."""
     if isinstance(weight, Int8Weight):
-        return dequantize_int8(weight, dtype=dtype, out=out)
-    return dequantize_blocks(weight, dtype=dtype, out=out)
+        return dequantize_rows(weight, dtype=dtype, out=out)
+    return dequantize_nf4(weight, dtype=dtype, out=out)
 
 
 class _Product(torch.autograd.Function):
@@ -163,8 +186,7 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, b: Tensor | None, layer: QuantizedLinear) -> Tensor:
         ctx.layer, ctx.bias_dtype = layer, None if b is None else b.dtype
-        b = None if b is None else b.to(x.dtype)
-        return F.linear(x, layer.expand_shared(x.dtype), b)
+        return layer.multiply(x)  # with layer.bias, which is b
 
     @staticmethod
     @once_differentiable
