@@ -24,7 +24,7 @@ from safetensors import safe_open
 from torch import Tensor, nn
 
 from lorakeet.adapters.layer import is_conv1d, is_linear, sizes_of
-from lorakeet.adapters.targets import HEAD_NAMES, ends_with, is_inside, linear_names
+from lorakeet.adapters.targets import HEAD_NAMES, linear_names
 from lorakeet.base.errors import FileFormatError, NumericsError, RequestError, ShapeError
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.run_folder import read_json
@@ -286,7 +286,7 @@ def _matches(name: str, pattern: str | tuple[str, ...]) -> bool:
     """A name, its ending at a dot, what lies inside it, or an expression over the whole name."""
     if isinstance(pattern, str):
         return bool(re.fullmatch(pattern, name)) or _matches(name, (pattern,))
-    return any(ends_with(name, key) or is_inside(name, [key]) for key in pattern)
+    return any(f".{key}." in f".{name}." for key in pattern)
 
 
 def _told(pattern: str | tuple[str, ...], names: list[str]) -> str:
