@@ -51,7 +51,7 @@ def form(request):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_answer_and_input_gradient_are_those_of_the_dequantised_weight(form, has_bias, dtype):
     layer = make_layer(form, has_bias=has_bias)
-    x = torch.randn(4, 5, 64).to(dtype).requires_grad_()  # too many rows for a fused product
+    x = torch.randn(7, 5, 64).to(dtype).requires_grad_()  # too many rows for a fused product
     other = x.detach().clone().requires_grad_()
     bias = layer.bias.to(dtype) if has_bias else None
     expected = F.linear(other, layer.weight.to(dtype), bias)
@@ -95,7 +95,7 @@ def test_backward_is_right_after_other_layers_used_the_scratch(form):
 def test_layers_of_a_model_hold_one_scratch_of_the_largest():
     scratch = Scratch()
     for size in (64, 256, 128):
-        make_layer(FORMS["nf4"], 64, size, scratch=scratch)(torch.randn(20, 64))
+        make_layer(FORMS["nf4"], 64, size, scratch=scratch)(torch.randn(40, 64))
     assert [each.numel() for each in scratch.held.values()] == [256 * 64]
 
 

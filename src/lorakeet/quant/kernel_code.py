@@ -11,7 +11,8 @@ floats.  The result is the level to the last bit, and the product with the scale
 same rounding as in the reference: ``expand`` equals it exactly.
 
 The sum in y = x W' runs over lanes of 8 in the order of the columns, whatever the number
-of rows or threads: a row's answer does not depend on the rows beside it.
+of rows or threads: a row's answer does not depend on the rows beside it.  Lanes are added
+up once, at the last column; between chunks of columns they wait in ``sums``.
 """
 
 from __future__ import annotations
@@ -30,14 +31,13 @@ from lorakeet.quant.vector_code import (
     I64,
     LANES,
     POINTER,
-    ZEROS,
     VectorCode,
     to_index,
 )
 
 STEP = 64  # weights that one turn reads
-CHUNK = 1024  # columns whose x stays in the first cache while the rows of W pass
-POINTERS = ("x", "y", "codes", "scales", "levels", "block_scales", "scale_levels", "offset")
+CACHE_FLOATS = 8192  # of x, which stay in the first cache while the rows of W pass
+POINTERS = ("x", "y", "sums", "codes", "scales", "levels", "block_scales", "scale_levels", "offset")
 SIZES = ("num_in", "num_out", "block_bits")
 _BYTES, _WORDS = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
 # Each byte of codes twice, in the order in which interleaving joins the floats.
@@ -68,6 +68,11 @@ class KernelForm:
         if self.is_int8:
             return {1: 8, 2: 4, 3: 2, 4: 2}.get(self.num_rows, 1)
         return 2 if self.num_rows in (1, 2) else 1
+
+    @property
+    def num_columns(self) -> int:
+        """Columns of a chunk: so much of x as the first cache holds, in whole steps."""
+        return CACHE_FLOATS // max(1, self.num_rows) // STEP * STEP
 
 
 Read = Callable[[ir.Value], Iterator[ir.Value]]
@@ -232,7 +237,7 @@ def _write_multiply(
     num_in = given["num_in"]
 
     def chunk(start: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-        span = (start, code.smaller_of(code.sum_of(start, CHUNK), num_in), STEP)
+        span = (start, code.smaller_of(code.sum_of(start, form.num_columns), num_in), STEP)
 
         def tile_of(width: int) -> Callable:
             def tile(output: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
@@ -246,11 +251,11 @@ def _write_multiply(
             code.repeat((whole, end, 1), tile_of(1))
         return []
 
-    code.repeat((to_index(0), num_in, CHUNK), chunk)
+    code.repeat((to_index(0), num_in, form.num_columns), chunk)
 
 
 def _write_tile(code: VectorCode, given: dict[str, ir.Value], read: Read, tile: tuple) -> None:
-    """Adds the columns of ``span`` to y[:, output : output + width]."""
+    """Adds the columns of ``span`` to the sums of y[:, output : output + width]."""
     form, output, width, span = tile
     builder, rows = code.builder, range(form.num_rows)
     outputs = [code.sum_of(output, n) for n in range(width)]
@@ -267,13 +272,22 @@ def _write_tile(code: VectorCode, given: dict[str, ir.Value], read: Read, tile: 
                     sums[total] = code.call("llvm.fma.v8f32", FLOATS, weights, x, sums[total])
         return sums
 
-    sums = code.repeat(span, step, [ZEROS] * (form.num_rows * width))
     is_first = builder.icmp_signed("==", span[0], to_index(0))
-    for m in rows:
-        for n, one in enumerate(outputs):
-            total = code.add_lanes(sums[m * width + n])
-            if form.is_int8:
-                total = builder.fmul(total, code.load(F32, given["scales"], one))
-            at = code.sum_of(builder.mul(given["num_out"], to_index(m)), one)
-            before = builder.select(is_first, ir.Constant(F32, 0.0), code.load(F32, given["y"], at))
-            code.store(builder.fadd(before, total), given["y"], at)
+    is_last = builder.icmp_signed("==", span[1], given["num_in"])
+    ends = [code.sum_of(builder.mul(given["num_out"], to_index(m)), one)
+            for m in rows for one in outputs]  # fmt: skip
+    held = [code.place_of(FLOATS, given["sums"], at) for at in ends]
+    zeros = code.zeros()
+    before = [builder.load(builder.select(is_first, zeros, at), typ=FLOATS, align=4) for at in held]
+    sums = code.repeat(span, step, before)
+    with builder.if_else(is_last) as (at_the_end, between):
+        with at_the_end:
+            for place, (at, lanes) in enumerate(zip(ends, sums, strict=True)):
+                total = code.add_lanes(lanes)
+                if form.is_int8:
+                    scale = code.load(F32, given["scales"], outputs[place % width])
+                    total = builder.fmul(total, scale)
+                code.store(total, given["y"], at)
+        with between:
+            for at, lanes in zip(held, sums, strict=True):
+                builder.store(lanes, at, align=4)

@@ -13,9 +13,9 @@ references answer.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import cache
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -27,8 +27,12 @@ from lorakeet.quant.int8 import Int8Weight, dequantize_int8
 from lorakeet.quant.nf4 import LEVELS, Nf4Blocks, dequantize_blocks
 from lorakeet.quant.scales import SCALES_PER_BLOCK, QuantizedScales
 
-MAX_FUSED_ROWS = 16  # from here on, writing W once and one matmul are faster
+if TYPE_CHECKING:
+    from lorakeet.quant.compiled import Kernel
+
+MAX_FUSED_ROWS = 32  # beyond, writing W once and one matmul are faster
 ROWS_AT_ONCE = 8  # sums of one output that fit into the registers of AVX2
+LANES = 8  # sums of one output side by side
 STEP = 64  # weights that a kernel reads at a time
 PIECE = 2**20  # weights that are float32 at once on the way to another dtype
 STREAM_BYTES = 32  # what an address must be divisible by to be written past the caches
@@ -64,7 +68,7 @@ def dequantize_nf4(
         return flat.view(blocks.shape)
     is_double = isinstance(blocks.scales, QuantizedScales)
     kernel = _load_kernel(0, False, is_double, flat.data_ptr() % STREAM_BYTES == 0)
-    kernel((0, flat.data_ptr(), *places, num, num // STEP, _bits_of(blocks)), num)
+    kernel((0, flat.data_ptr(), 0, *places, num, num // STEP, _bits_of(blocks)), num)
     return flat.view(blocks.shape)
 
 
@@ -87,7 +91,7 @@ def dequantize_rows(
     num = weight.codes.numel()
     flat = torch.empty(num) if out is None else out.view(-1)[:num]
     kernel = _load_kernel(0, True, False, flat.data_ptr() % STREAM_BYTES == 0)
-    kernel((0, flat.data_ptr(), *places, 0, 0, 0, 0, *weight.shape[::-1], 0), num)
+    kernel((0, flat.data_ptr(), 0, *places, 0, 0, 0, 0, *weight.shape[::-1], 0), num)
     return flat.view(weight.shape)
 
 
@@ -156,15 +160,18 @@ def multiply_int8(x: Tensor, weight: Int8Weight) -> Tensor:
 
 
 def _multiply(x: Tensor, numbers: tuple[int, ...], form: tuple[bool, bool]) -> Tensor:
-    """y, a group of rows after the other; ``numbers`` are what a kernel takes after x and y."""
+    """y, a group of rows after the other; ``numbers`` are what a kernel takes from the codes on."""
     *_, num_in, num_out, _ = numbers
     rows = x.detach().float().contiguous()  # lives until the kernel has read it
     y = torch.empty(*x.shape[:-1], num_out)
     num_rows = rows.numel() // num_in
     for start in range(0, num_rows, ROWS_AT_ONCE):
         count = min(ROWS_AT_ONCE, num_rows - start)
-        places = (rows.data_ptr() + 4 * start * num_in, y.data_ptr() + 4 * start * num_out)
-        _load_kernel(count, *form)(places + numbers, count * num_in * num_out)
+        kernel = _load_kernel(count, *form)
+        has_sums = num_in > kernel.num_columns
+        sums = torch.empty(count * num_out * LANES if has_sums else 0)
+        x_place, y_place = rows.data_ptr() + 4 * start * num_in, y.data_ptr() + 4 * start * num_out
+        kernel((x_place, y_place, sums.data_ptr(), *numbers), count * num_in * num_out)
     return y.to(x.dtype)
 
 
@@ -230,7 +237,7 @@ def _is_native() -> bool:
 
 
 @cache
-def _load_kernel(*form: int | bool) -> Callable[[Sequence[int], int], None]:
+def _load_kernel(*form: int | bool) -> Kernel:
     """The import waits until native code is known to be here."""
     from lorakeet.quant.compiled import load_kernel
 

@@ -17,7 +17,6 @@ POINTER = ir.PointerType()
 I8, I16, I32, I64 = (ir.IntType(bits) for bits in (8, 16, 32, 64))
 F32 = ir.FloatType()
 FLOATS = ir.VectorType(F32, LANES)
-ZEROS = ir.Constant(FLOATS, [0.0] * LANES)
 
 Values = list[ir.Value]
 
@@ -45,11 +44,23 @@ class VectorCode:
             total = self.builder.add(total, index)
         return total
 
+    def place_of(self, kind: ir.Type, pointer: ir.Value, index: ir.Value) -> ir.Value:
+        """The address of element ``index``."""
+        return self.builder.gep(pointer, [index], source_etype=kind)
+
+    def zeros(self) -> ir.Value:
+        """The address of a vector of zeros."""
+        module = self.function.module
+        if "zeros" not in module.globals:
+            held = ir.GlobalVariable(module, FLOATS, name="zeros")
+            held.initializer, held.global_constant = ir.Constant(FLOATS, [0.0] * LANES), True
+            held.linkage = "internal"
+        return module.globals["zeros"]
+
     def load(self, kind: ir.Type, pointer: ir.Value, index: ir.Value) -> ir.Value:
         """A number, or a vector of neighbours, from element ``index`` on."""
         element = kind.element if isinstance(kind, ir.VectorType) else kind
-        place = self.builder.gep(pointer, [index], source_etype=element)
-        return self.builder.load(place, align=1, typ=kind)
+        return self.builder.load(self.place_of(element, pointer, index), align=1, typ=kind)
 
     def store(
         self, value: ir.Value, pointer: ir.Value, index: ir.Value, *, streams: bool = False
@@ -58,7 +69,7 @@ class VectorCode:
 
         A stream needs an address that the vector's size divides, and a fence after it.
         """
-        place = self.builder.gep(pointer, [index], source_etype=F32)
+        place = self.place_of(F32, pointer, index)
         written = self.builder.store(value, place, align=4 * LANES if streams else 4)
         if streams:
             mark = self.function.module.add_metadata([ir.Constant(I32, 1)])
