@@ -26,6 +26,7 @@ HIDDEN, FFN, LAYERS, VOCABULARY, TOKENS = 64, 128, 2, 1000, 100
 LINEAR = LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN)
 OTHER = 2 * VOCABULARY * HIDDEN + (2 * LAYERS + 1) * HIDDEN
 TRAINED = 500
+WASTE = 1 + ALLOCATOR_FRACTION[False]
 
 
 @pytest.fixture
@@ -75,17 +76,16 @@ def test_moments_in_8_bits_take_a_quarter_and_adalora_keeps_its_scores(facts):
 def test_activations_are_what_layers_keep_and_the_logits_stop_at_a_chunk(facts):
     kept = (4 * HIDDEN + 5 * HIDDEN + 3 * FFN) * LAYERS + 16 * 7 * LAYERS
 
-    def expected(tokens, logits):
-        a_token = (1 + ALLOCATOR_FRACTION) * kept * 4 + 3 * HIDDEN * 4
-        return pytest.approx(a_token * tokens + 8 * logits, abs=1)
+    def expected(tokens, logits_bytes):
+        return pytest.approx(WASTE * (tokens * (kept + 3 * HIDDEN) * 4 + logits_bytes), abs=1)
 
-    assert estimate(facts, "lora").activations == expected(TOKENS, TOKENS * VOCABULARY)
+    assert estimate(facts, "lora").activations == expected(TOKENS, 8 * TOKENS * VOCABULARY)
     many = CHUNK_LOGITS // VOCABULARY * 2
-    assert estimate(facts, "lora", tokens=many).activations == expected(many, CHUNK_LOGITS)
+    assert estimate(facts, "lora", tokens=many).activations == expected(many, 12 * CHUNK_LOGITS)
     at_work = (AT_WORK_F * FFN + 2 * HIDDEN) * 4
     most = CHUNK_LOGITS // VOCABULARY * 1000
     found = estimate(facts, "lora", tokens=most).activations
-    assert found == pytest.approx(((1 + ALLOCATOR_FRACTION) * kept * 4 + at_work) * most, abs=1)
+    assert found == pytest.approx(WASTE * (kept * 4 + at_work) * most, abs=1)
 
 
 def test_dora_keeps_two_outputs_of_each_module_and_full_the_gradients_of_both_tables(facts):
@@ -95,7 +95,7 @@ def test_dora_keeps_two_outputs_of_each_module_and_full_the_gradients_of_both_ta
                            ("full", "lora"))
     )  # fmt: skip
     outputs, ranks = 5 * HIDDEN + 2 * FFN, 16 * 7
-    share = (1 + ALLOCATOR_FRACTION) * TOKENS * 4 * LAYERS
+    share = WASTE * TOKENS * 4 * LAYERS
     assert dora - lora == pytest.approx(2 * outputs * share, abs=1)
     assert adalora - lora == pytest.approx(ranks * share, abs=1)
     assert full - lora == pytest.approx(2 * 4 * VOCABULARY * HIDDEN - ranks * share, abs=1)
@@ -121,7 +121,7 @@ def test_what_a_layer_keeps_is_what_autograd_saves(tmp_path, method):
             kind = method.get("kind", "lora")
             predicted[layers, tokens] = estimate_memory(facts, kind, case).activations
     expected = (predicted[2, 128] - predicted[1, 128]) - (predicted[2, 64] - predicted[1, 64])
-    assert found == pytest.approx(expected / (1 + ALLOCATOR_FRACTION), rel=0.01)
+    assert found == pytest.approx(expected / WASTE, rel=0.01)
 
 
 SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6,

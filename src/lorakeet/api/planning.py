@@ -113,8 +113,9 @@ def describe_data(recipe: Recipe, data: Any, *, saved_fraction: float = 0.0) -> 
     from lorakeet.plan.memory import count_micro_batch_tokens
 
     lengths = data.train.lengths
-    most = sum(sorted((int(n) for n in lengths), reverse=True)[: recipe.train.batch_size])
-    limit = count_micro_batch_tokens(recipe, longest=int(max(lengths, default=0)))
+    longest = sorted((int(n) for n in lengths), reverse=True)[: recipe.train.batch_size]
+    most = sum(longest) if recipe.train.packing else longest[0] * len(longest)
+    limit = count_micro_batch_tokens(recipe, longest=longest[0])
     return DataFacts(
         num_run_tokens=round((1 - saved_fraction) * count_run_tokens(recipe, lengths)),
         num_labels=len(data.label_names) or None,

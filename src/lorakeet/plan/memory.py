@@ -27,9 +27,14 @@ width of all query heads; what a layer keeps a token for its backward pass is:
             arrays of each module's output width besides
 
 counted as autograd saves them, to the number.  Besides there is, at one time, either the
-layer at work (4 F + 2 D a token) or the output head: 2 x 4 C bytes for a chunk of C logits
-and its exponentials, 3 D a token for the states and their gradients, and, where it is
-trained, two arrays of its size.
+layer at work (4 F + 2 D a token) or the output head: 4 C bytes each for a chunk of C logits,
+its exponentials and the chunk before, 3 D a token for the states and their gradients, and,
+where it is trained, two arrays of its size.
+
+On a CPU all of this counts more than twice: the C library's allocator (glibc's, for memory
+aligned to 64 bytes) cannot put an array into the hole that one of the same size has left, so
+a second micro-batch finds new room beside the holes of the first, and only then a state that
+lasts.  Arrays above 32 MiB, such as weights, are given back whole and do not suffer.
 """
 
 from __future__ import annotations
@@ -46,10 +51,10 @@ CHUNK_LOGITS = 4_000_000
 AUTO_MICRO_BATCH_TOKENS = 2048
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03}
 ADALORA_SCORE_BYTES = 8
-PROCESS_BYTES = {False: 480 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
+PROCESS_BYTES = {False: 380 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
 RANK_ARRAYS = {"lora": 1, "dora": 1, "adalora": 2}
 AT_WORK_F = 4  # arrays of T x F that the layer at work holds besides what is kept
-ALLOCATOR_FRACTION = 0.05  # of the activations: freed pieces that fit nothing else
+ALLOCATOR_FRACTION = {False: 1.1, True: 0.05}  # of the activations: holes that stay empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -154,7 +159,9 @@ def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -
         if case.form == "dora":
             kept += 2 * sum(part.count * part.num_out for part in linear)
     layer = tokens * (AT_WORK_F * ffn + 2 * hidden) * w
-    head = 2 * 4 * min(CHUNK_LOGITS, tokens * facts.vocabulary) + tokens * 3 * hidden * 4
-    if kind == "full":
-        head += 2 * w * facts.vocabulary * hidden
-    return int((1 + ALLOCATOR_FRACTION) * tokens * kept * w) + max(layer, head)
+    logits = tokens * facts.vocabulary
+    chunks = 3 if logits > CHUNK_LOGITS else 2  # the chunk before is let go when the next is there
+    head = chunks * 4 * min(CHUNK_LOGITS, logits) + tokens * 3 * hidden * 4
+    tables = 2 * w * facts.vocabulary * hidden if kind == "full" else 0
+    waste = 1 + ALLOCATOR_FRACTION[case.is_gpu]
+    return int(waste * (tokens * kept * w + max(layer, head))) + tables
