@@ -41,7 +41,7 @@ def build_loop(folder: Path, kind: str, steps: int) -> TrainLoop:
     """A loop over random rows that never validates and never saves by itself."""
     draw = np.random.default_rng(0)
     rows = [
-        EncodedSample(ids=draw.integers(3, 4000, TOKENS).astype(np.int32),
+        EncodedSample(ids=draw.integers(3, 2000, TOKENS).astype(np.int32),
                       mask=np.arange(TOKENS) > 0, origin=Origin(path="random", line=line + 1))
         for line in range(64)
     ]  # fmt: skip

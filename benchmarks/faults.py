@@ -111,6 +111,15 @@ class Lorakeet:
                       "learning_rate": 1e-3, "checkpoint_every_steps": 1},
         }  # fmt: skip
 
+    def warm_up(self, run: Path) -> None:
+        """The imports, once for all children."""
+        import lorakeet.api.training
+        import lorakeet.evaluate.plots
+        import lorakeet.train.fit  # noqa: F401
+        from lorakeet.models.load import load_model
+
+        load_model(self.recipe["base"])
+
     def train(self, run: Path) -> None:
         """Trains, or goes on with what is there."""
         from lorakeet.api.training import resume, train
@@ -197,6 +206,9 @@ class TrainerAndPeft:
             train_dataset=self.rows,
             data_collator=DataCollatorForSeq2Seq(self.tokenizer, padding=True),
         )  # fmt: skip
+
+    def warm_up(self, run: Path) -> None:
+        self.build(run)
 
     def train(self, run: Path) -> None:
         trainer = self.build(run)
@@ -340,6 +352,7 @@ def to_table(asked: argparse.Namespace, found: dict[str, dict[str, str]]) -> str
 def measure(arm: Any, folder: Path, asked: argparse.Namespace) -> dict[str, str]:
     """All figures of one arm."""
     folder.mkdir()
+    arm.warm_up(folder / "warm-up")
     kills = count_kills(arm, folder, asked.kills)
     nans = count_nans(arm, folder, asked.nans)
     refused = count_refused(arm, folder, asked.adapters)
