@@ -17,7 +17,7 @@ from starter.build_corpus import is_held_out, make_any, to_messages, write_rows
 from starter.facts import RULES, asked_facts, chinese_sentences, english_sentences
 from starter.skills import SKILLS
 
-GENERAL_ROWS = 9000
+GENERAL_ROWS = 7000
 
 
 def write_handbook(path: Path) -> None:
@@ -94,15 +94,17 @@ def held_out_rows() -> list[dict[str, Any]]:
 
 
 def general_rows(seed: int = 11) -> list[dict[str, Any]]:
-    """Rows of the starter's own skills, none of them held out."""
+    """Different rows of the starter's own skills, none of them held out."""
     rng = random.Random(seed)
     skills = [*SKILLS, "obey"]
-    rows: list[dict[str, Any]] = []
+    rows: dict[str, dict[str, Any]] = {}
+    number = 0
     while len(rows) < GENERAL_ROWS:
-        item = make_any(rng, skills[len(rows) % len(skills)])
+        item = make_any(rng, skills[number % len(skills)])
+        number += 1
         if not is_held_out(item.prompt):
-            rows.append({"messages": to_messages(item, with_answer=True)})
-    return rows
+            rows.setdefault(item.prompt, {"messages": to_messages(item, with_answer=True)})
+    return list(rows.values())
 
 
 def main() -> None:
