@@ -60,7 +60,9 @@ def load_tuned(run: RunFolder, recipe: Recipe, *, label_names: tuple[str, ...] =
     if recipe.method.kind == "full":
         model, tokenizer = load_model(str(run.model), task=recipe.task, label_names=label_names)
         return model, tokenizer, False
-    model, tokenizer = load_model(recipe.base, task=recipe.task, label_names=label_names)
+    model, tokenizer = load_model(
+        recipe.base, task=recipe.task, label_names=label_names, quantization=recipe.quantization
+    )
     read_adapter(model, run.adapter)
     return model, tokenizer, True
 

@@ -46,7 +46,10 @@ def open_session(
     from lorakeet.models.load import load_model
     from lorakeet.models.methods import apply_method
 
-    model, tokenizer = load_model(recipe.base, task=recipe.task, label_names=data.label_names)
+    model, tokenizer = load_model(
+        recipe.base, task=recipe.task, label_names=data.label_names,
+        quantization=recipe.quantization,
+    )  # fmt: skip
     apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed)
     return Session(
         recipe=recipe, run=run, base_folder=base_folder, model=model,

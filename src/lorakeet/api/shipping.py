@@ -10,11 +10,17 @@ from lorakeet.api.resolve import recipe_of_run
 from lorakeet.api.runs import record
 from lorakeet.base.errors import RequestError
 from lorakeet.base.events import EventLog
+from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.run_folder import RunFolder
 
 
 def export_merged(
-    run: str | Path, out: str | Path, *, dtype: str | None = None, proof: str = "answers"
+    run: str | Path,
+    out: str | Path,
+    *,
+    dtype: str | None = None,
+    proof: str = "answers",
+    into: str = "full",
 ) -> Any:
     """Merges a run's adapter into its base and proves the result from disk.
 
@@ -23,6 +29,8 @@ def export_merged(
         dtype: of the written weights; None keeps the base's.
         proof: ``answers`` loads the model to compare what it says; ``tensors`` holds one
             tensor at a time and compares the written tensors only.
+        into: of a base that was trained in few bits: ``full`` takes its own weights and tells
+            the drift, ``dequantised`` the rounded ones that training saw.
 
     Returns:
         ``export.proof.MergeProof``.
@@ -39,7 +47,10 @@ def export_merged(
             f"{run}: full fine-tuning leaves a whole model in {folder.model}; there is nothing "
             "to merge."
         )
-    order = MergeOrder(base=recipe.base, adapter_folder=folder.adapter, dtype=dtype, proof=proof)
+    order = MergeOrder(
+        base=recipe.base, adapter_folder=folder.adapter, dtype=dtype, proof=proof,
+        trained_on=recipe.quantization, into=into,
+    )  # fmt: skip
     proof = write_merged(order, Path(out), run_proofs=folder.proofs)
     is_inside = Path(out).absolute().is_relative_to(folder.path.absolute())
     record(folder.path if is_inside else Path(out), EventLog(folder.events).emit, owner=folder.path)
@@ -53,20 +64,24 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     adapter_root: str | Path | None = None,
+    quantization: QuantizationSettings | None = None,
 ) -> None:
     """Serves a base with its adapters over an OpenAI-compatible API until stopped.
 
     Args:
         adapters: name in the ``model`` field of a request -> adapter folder.
         adapter_root: adapters below this folder may be loaded over HTTP; None for none.
+        quantization: in how many bits the base is held; None as the adapters were trained.
 
     Raises:
         MachineError: the port is in use.
     """
+    from lorakeet.serve.engine import EngineLimits
     from lorakeet.serve.http import run_server
 
     folders = {name: Path(path) for name, path in (adapters or {}).items()}
     run_server(
         base, folders, host=host, port=port,
         adapter_root=Path(adapter_root) if adapter_root else None,
+        limits=EngineLimits(quantization=quantization),
     )  # fmt: skip

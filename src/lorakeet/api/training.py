@@ -210,6 +210,7 @@ def _train_session(
 def _write_result(session: Session) -> Path:
     """The adapter (or the full model) with its lineage and the tokenizer beside it."""
     from lorakeet.models.methods import write_trained
+    from lorakeet.models.trained_form import to_lineage
 
     recipe, run = session.recipe, session.run
     folder = run.adapter if recipe.method.kind == "lora" else run.model
@@ -217,6 +218,7 @@ def _write_result(session: Session) -> Path:
         "base_sha256": sha256_folder(session.base_folder),
         "data": read_resolved(run)["hashes"]["data"],
         "labels": list(session.data.label_names),
+        **to_lineage(recipe.quantization),
     }
     write_trained(session.model, recipe.method, folder, recipe.base, lineage)
     try:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import re
-from typing import Literal
+from typing import Literal, get_args
 
 from pydantic import model_validator
 
+from lorakeet.base.errors import RequestError
 from lorakeet.base.section import Names, Section, setting
 
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
@@ -60,3 +61,19 @@ class QuantizationSettings(Section):
     def is_on(self) -> bool:
         """Whether anything is quantised."""
         return self.kind != "none"
+
+
+def to_quantization(asked: QuantizationSettings | str | None) -> QuantizationSettings | None:
+    """Settings of a kind's name; settings and None as they are.
+
+    >>> to_quantization("nf4").block_size
+    64
+
+    Raises:
+        RequestError: an unknown kind.
+    """
+    if not isinstance(asked, str):
+        return asked
+    if asked not in (kinds := get_args(QuantizationKind)):
+        raise RequestError(f"quantization is '{asked}'; known are {', '.join(kinds)}.")
+    return QuantizationSettings(kind=asked)

@@ -15,6 +15,7 @@ from pydantic import BeforeValidator, Field, model_validator
 
 from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.plan_settings import PlanSettings
+from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.section import Names, Section, setting
 
 Task = Literal["chat", "text", "classify"]
@@ -175,6 +176,9 @@ class Recipe(Section):
     task: Task = setting("chat", "chat and text train a language model, classify a classifier")
     data: DataSettings = Field(..., description="what is trained on")
     method: MethodSettings = Field(MethodSettings(), description="which parameters are trained")
+    quantization: QuantizationSettings = Field(
+        QuantizationSettings(), description="in how many bits the base is held"
+    )
     train: TrainSettings = Field(TrainSettings(), description="how they move")
     plan: PlanSettings = Field(PlanSettings(), description="what is looked at before it begins")
     evaluate: EvaluateSettings = Field(EvaluateSettings(), description="what is asked afterwards")
@@ -184,4 +188,9 @@ class Recipe(Section):
         stopping = self.train.early_stopping
         if stopping and self.task != "classify" and stopping.metric in ("accuracy", "f1"):
             raise ValueError(f"early_stopping.metric {stopping.metric} needs task: classify")
+        if self.quantization.is_on and self.method.kind != "lora":
+            raise ValueError(
+                f"quantization.kind {self.quantization.kind} needs method.kind: lora, as weights "
+                "in few bits are frozen"
+            )
         return self

@@ -8,9 +8,16 @@ from typing import Annotated
 import typer
 
 from lorakeet.base.errors import RequestError
+from lorakeet.base.quantization_settings import to_quantization
 from lorakeet.cli.output import CONSOLE, print_done, print_json
 
 Base = Annotated[str, typer.Option(help="A folder, a Hub id, ms://owner/name, or starter.")]
+Bits = Annotated[
+    str | None,
+    typer.Option(
+        "--quantization", help="nf4, fp4, int8 or none; as the adapters were trained if absent."
+    ),
+]
 Adapters = Annotated[list[str] | None, typer.Option("--adapter", help="NAME=FOLDER, repeatable.")]
 
 
@@ -21,6 +28,9 @@ def merge(
     proof: Annotated[
         str, typer.Option(help="answers, or tensors for models larger than memory.")
     ] = "answers",
+    into: Annotated[
+        str, typer.Option(help="full, or dequantised: the rounded weights that training saw.")
+    ] = "full",
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
 ) -> None:
     """Merge a run's adapter into its base and verify the result from disk."""
@@ -28,7 +38,7 @@ def merge(
 
     from lorakeet.api.shipping import export_merged
 
-    found = export_merged(run, out, dtype=dtype, proof=proof)
+    found = export_merged(run, out, dtype=dtype, proof=proof, into=into)
     if as_json:
         print_json(asdict(found))
         return
@@ -46,6 +56,7 @@ def serve(
     adapter_root: Annotated[
         Path | None, typer.Option(help="Adapters below it may be loaded over HTTP.")
     ] = None,
+    quantization: Bits = None,
 ) -> None:
     """Serve one base with many adapters over an OpenAI-compatible API."""
     from lorakeet.api.shipping import serve as start
@@ -53,14 +64,19 @@ def serve(
     folders = _to_folders(adapter)
     names = ", ".join(folders) or "no adapter"
     CONSOLE.print(f"serving {base} with {names} on http://{host}:{port}/v1 (Ctrl-C stops)")
-    start(base, adapters=folders, host=host, port=port, adapter_root=adapter_root)
+    start(
+        base, adapters=folders, host=host, port=port, adapter_root=adapter_root,
+        quantization=to_quantization(quantization),
+    )  # fmt: skip
 
 
-def chat(base: Base = "starter", adapter: Adapters = None) -> None:
+def chat(base: Base = "starter", adapter: Adapters = None, quantization: Bits = None) -> None:
     """Talk to a base and its adapters in the terminal."""
+    from lorakeet.serve.engine import EngineLimits
     from lorakeet.serve.terminal import run_chat
 
-    run_chat(base, {name: Path(path) for name, path in _to_folders(adapter).items()})
+    folders = {name: Path(path) for name, path in _to_folders(adapter).items()}
+    run_chat(base, folders, limits=EngineLimits(quantization=to_quantization(quantization)))
 
 
 def _to_folders(adapters: list[str] | None) -> dict[str, str]:

@@ -22,7 +22,7 @@ import gc
 import shutil
 import tempfile
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -33,8 +33,10 @@ from lorakeet.adapters.attach import detach
 from lorakeet.adapters.files import read_adapter
 from lorakeet.adapters.merge import merge
 from lorakeet.base.errors import MachineError, MismatchError, RequestError
+from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.run_folder import read_json, to_disk_error, write_json
 from lorakeet.export.bundle import build_lineage, write_card, write_manifest
+from lorakeet.export.drift import measure_drift
 from lorakeet.export.fresh import (
     FreshRequest,
     measure_outputs,
@@ -46,10 +48,12 @@ from lorakeet.export.stream import write_stream
 from lorakeet.export.stream_plan import StreamPlan, plan_stream
 from lorakeet.models.load import build_without_weights, load_model, read_tokenizer, resolve_base
 from lorakeet.models.quiet import no_bars
+from lorakeet.quant.convert import dequantize_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
 MAX_SHARD_BYTES = 4 * 1000**3
 PROOFS = ("answers", "tensors")
+BASES = ("full", "dequantised")
 _NO_PLAN = StreamPlan(pieces=(), files={}, obstacles=("a classifier may have a new head",))
 SPARE_BYTES = 32 * 1024**2  # tokenizer, card and what the file system keeps for itself
 
@@ -63,12 +67,22 @@ class MergeOrder:
         dtype: of the written weights; None keeps the base's own.
         proof: ``answers`` compares base + adapter with the files in a fresh process;
             ``tensors`` reads the written tensors back only, for models larger than memory.
+        trained_on: how the base was held when the adapter was trained.
+        into: ``full`` merges into the base's own weights, ``dequantised`` into the expanded
+            ones that the adapter was trained on.
     """
 
     base: str
     adapter_folder: Path
     dtype: str | None = None
     proof: str = "answers"
+    trained_on: QuantizationSettings = QuantizationSettings()
+    into: str = "full"
+
+    @property
+    def form(self) -> QuantizationSettings:
+        """How the base is held that the adapter is merged into."""
+        return self.trained_on if self.into == "dequantised" else QuantizationSettings()
 
 
 def write_merged(
@@ -94,6 +108,11 @@ def write_merged(
     out = Path(out)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise RequestError(f"{out}: something is there already. Choose a new folder.")
+    if order.into not in BASES or (order.into == "dequantised" and not order.trained_on.is_on):
+        raise RequestError(
+            f"into is '{order.into}'; known are {', '.join(BASES)}, and a base that was not "
+            "quantised in training has full weights only."
+        )
     if order.proof not in PROOFS:
         raise RequestError(f"proof is '{order.proof}'; known are {', '.join(PROOFS)}.")
     out.parent.mkdir(parents=True, exist_ok=True)
@@ -103,6 +122,9 @@ def write_merged(
         if after_write:
             after_write(folder)
         proof = verify_merged(written)
+        if order.form != order.trained_on and written.expected is not None:
+            drift = measure_drift(order.base, order.adapter_folder, order.trained_on, written)
+            proof = replace(proof, figures=proof.figures | drift)
         write_json(folder / "merge.json", asdict(proof))
         if run_proofs:
             write_json(Path(run_proofs) / "merge.json", asdict(proof))
@@ -131,14 +153,15 @@ def _write_files(order: MergeOrder, folder: Path) -> Written:
     expected, model = None, None
     if order.proof == "answers":
         model, tokenizer = load_model(
-            base, task=request.task, label_names=request.label_names, dtype="float32"
-        )
+            base, task=request.task, label_names=request.label_names, dtype="float32",
+            quantization=order.form,
+        )  # fmt: skip
         read_adapter(model, adapter_folder)
         expected = measure_outputs(model, tokenizer, request)
     else:
         tokenizer = read_tokenizer(base)
     empty = None if request.task == "classify" else build_without_weights(base)
-    plan = plan_stream(empty, base_folder, adapter_folder, stored_as) if empty else _NO_PLAN
+    plan = _plan(order, empty, stored_as)
     if plan.obstacles and model is None:
         raise RequestError(
             f"this merge cannot be streamed: {'; '.join(plan.obstacles)}. Merge with the proof "
@@ -169,8 +192,18 @@ def _write_files(order: MergeOrder, folder: Path) -> Written:
     )  # fmt: skip
 
 
+def _plan(order: MergeOrder, empty: Any, stored_as: torch.dtype) -> StreamPlan:
+    """What would be streamed; a classifier never is."""
+    if empty is None:
+        return _NO_PLAN
+    folder = resolve_base(order.base)
+    return plan_stream(empty, folder, Path(order.adapter_folder), stored_as, form=order.form)
+
+
 def _write_from_memory(model: Any, folder: Path, stored_as: torch.dtype) -> dict[str, str]:
     """Merges and writes a whole model that carries its adapter, as transformers names its parts."""
+    dequantize_model(model)
+    vars(model.config).pop("quantization_config", None)
     merge(model)
     detach(model)
     model.to(stored_as)

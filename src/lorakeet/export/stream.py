@@ -31,6 +31,8 @@ from lorakeet.base.run_folder import write_json
 from lorakeet.export.fresh import sha256_tensor
 from lorakeet.export.stream_plan import Piece, StreamPlan
 from lorakeet.models.weight_files import INDEX, SINGLE, read_tensor
+from lorakeet.quant.convert import quantize_weight
+from lorakeet.quant.linear import expand
 
 _NAMES = {
     torch.float64: "F64", torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16",
@@ -77,6 +79,8 @@ def merge_piece(piece: Piece, files: Mapping[str, Path]) -> Tensor:
     base = (
         piece.saved if piece.saved is not None else read_tensor(files[piece.source], piece.source)
     )
+    if piece.form is not None:
+        base = _round(base, piece)
     if piece.layer is None:
         new = base if not base.is_floating_point() else base.float().to(piece.dtype)
         return new.contiguous()
@@ -90,6 +94,13 @@ def merge_piece(piece: Piece, files: Mapping[str, Path]) -> Tensor:
             "adapter is damaged, or too large for this dtype; take an earlier checkpoint."
         )
     return new.contiguous()
+
+
+def _round(base: Tensor, piece: Piece) -> Tensor:
+    """The weight that training saw in a base of few bits, float32 in the base's layout."""
+    weight = base.T if piece.is_transposed else base
+    rounded = expand(quantize_weight(weight, piece.form), torch.float32)
+    return rounded.T if piece.is_transposed else rounded
 
 
 def _write_piece(file: BinaryIO, tensor: Tensor) -> str:

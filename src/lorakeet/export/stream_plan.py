@@ -18,7 +18,10 @@ from lorakeet.adapters.layer import is_conv1d
 from lorakeet.adapters.settings import NO_BIAS
 from lorakeet.adapters.stored import StoredAdapter, StoredLayer, read_stored
 from lorakeet.adapters.targets import ends_with
+from lorakeet.base.quantization_settings import QuantizationSettings
+from lorakeet.models.quantized_choice import select_quantized, to_form
 from lorakeet.models.weight_files import find_sources, find_tensors
+from lorakeet.quant.convert import QuantizedForm
 
 _PREFIX = "base_model.model."
 
@@ -32,6 +35,7 @@ class Piece:
         layer: the factors whose change is added, or None.
         is_transposed: whether the weight is the transpose of B A.
         saved: the adapter's own trained tensor, which stands for the base's.
+        form: that the base's weight is rounded to before the sum, as it was in training.
     """
 
     name: str
@@ -41,6 +45,7 @@ class Piece:
     layer: StoredLayer | None = None
     is_transposed: bool = False
     saved: Tensor | None = None
+    form: QuantizedForm | None = None
 
     @property
     def num_bytes(self) -> int:
@@ -68,13 +73,19 @@ class StreamPlan:
 
 
 def plan_stream(
-    model: nn.Module, base_folder: Path, adapter_folder: Path, dtype: torch.dtype
+    model: nn.Module,
+    base_folder: Path,
+    adapter_folder: Path,
+    dtype: torch.dtype,
+    *,
+    form: QuantizationSettings | None = None,
 ) -> StreamPlan:
     """What would be written, from names and sizes alone.
 
     Args:
         model: the base on torch's meta device; its head is untied where the adapter needs that.
         dtype: of all floating tensors in the output.
+        form: how the base was held in training; its rounded weights are then merged into.
 
     Raises:
         FileFormatError: the adapter is damaged.
@@ -84,19 +95,21 @@ def plan_stream(
     obstacles = [f"the adapter is more than s B A: {note}" for note in adapter.beside_factors]
     saved = _find_saved(adapter, files, obstacles)
     sources = find_sources(model, files)
+    rounded = select_quantized(model, form) if form and form.is_on else []
     _untie(model, adapter, saved)
     changes = {f"{module}.weight": module for module in adapter.layers}
     pieces = []
     for name, tensor in _stored_tensors(model):
         layer = adapter.layers.get(changes.get(name, ""))
-        is_turned = layer is not None and (
-            layer.is_embedding or is_conv1d(model.get_submodule(changes[name]))
-        )
+        owner = name.rpartition(".")[0]
+        is_turned = is_conv1d(model.get_submodule(owner)) and name.endswith(".weight")
+        is_turned = is_turned or (layer is not None and layer.is_embedding)
         kept = dtype if tensor.is_floating_point() else tensor.dtype
         pieces.append(
             Piece(
                 name=name, shape=tuple(tensor.shape), dtype=kept, source=sources.get(name),
                 layer=layer, is_transposed=is_turned, saved=saved.get(name),
+                form=to_form(form) if name == f"{owner}.weight" and owner in rounded else None,
             )
         )  # fmt: skip
     names = {piece.name for piece in pieces}

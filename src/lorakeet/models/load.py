@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.base.errors import FileFormatError, RequestError
-from lorakeet.base.quantization_settings import QuantizationSettings
+from lorakeet.base.quantization_settings import QuantizationSettings, to_quantization
 from lorakeet.base.run_folder import read_json
 from lorakeet.models.fetch import fetch_from_hub, fetch_from_modelscope, first_line
 from lorakeet.models.quiet import no_bars
@@ -82,7 +82,7 @@ def load_model(
     task: str = "chat",
     label_names: Sequence[str] = (),
     dtype: str = "auto",
-    quantization: QuantizationSettings | None = None,
+    quantization: QuantizationSettings | str | None = None,
 ) -> tuple[Any, Any]:
     """A base model in evaluation mode with its tokenizer, on the best device here.
 
@@ -91,8 +91,8 @@ def load_model(
             encoder or decoder with a classification head of ``len(label_names)`` rows.
         dtype: ``auto`` is float32 on a CPU (bfloat16 checkpoints widen without loss) and
             bfloat16 on a GPU.
-        quantization: holds linear layers in 4 or 8 bits (``models.quantized``); a base that is
-            quantised already needs none.
+        quantization: holds linear layers in 4 or 8 bits (``models.quantized``), by settings or
+            a kind; a base that is quantised already needs none.
 
     Returns:
         (model, tokenizer).
@@ -111,7 +111,7 @@ def load_model(
     tokenizer = read_tokenizer(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     name = ("bfloat16" if device == "cuda" else "float32") if dtype == "auto" else dtype
-    settings = quantization or QuantizationSettings()
+    settings = to_quantization(quantization) or QuantizationSettings()
     if settings.is_on or is_prequantized(folder):
         model = build_without_weights(base, task=task, label_names=label_names, dtype=name)
         load_quantized(model, folder, settings, dtype=getattr(torch, name))

@@ -14,7 +14,6 @@ Cost: quantised bytes + the largest tensor, as stored and in float32.
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -23,11 +22,12 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
-from lorakeet.adapters.layer import is_conv1d, is_linear, sizes_of
-from lorakeet.adapters.targets import HEAD_NAMES, linear_names
-from lorakeet.base.errors import FileFormatError, NumericsError, RequestError, ShapeError
+from lorakeet.adapters.layer import is_conv1d, sizes_of
+from lorakeet.adapters.targets import HEAD_NAMES
+from lorakeet.base.errors import FileFormatError, NumericsError, RequestError
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.run_folder import read_json
+from lorakeet.models.quantized_choice import check_blocks, select_quantized, to_form
 from lorakeet.models.quantized_files import find_quantized, read_quantized
 from lorakeet.models.weight_files import TensorFiles, find_renamed, find_sources, find_tensors
 from lorakeet.quant.convert import QuantizedForm, quantize_weight, replace_module, with_dtype
@@ -82,8 +82,8 @@ def fill_quantized(
     chosen = [] if ready or not settings.is_on else select_quantized(model, settings)
     _refuse_missing(model, sources, folder)
     _refuse_misshapen(model, {n: s for n, s in sources.items() if _owner(n) not in ready}, files)
-    form = QuantizedForm(kind=settings.kind, block_size=settings.block_size, double=settings.double)
-    _check_blocks(model, chosen, form)
+    form = to_form(settings)
+    check_blocks(model, chosen, form)
     reader = _Reader(model, TensorFiles(files, keeps_open=bool(ready)), dtype)
     for path, (source, kind) in ready.items():
         reader.place(path, read_quantized(reader.files, source, kind, dtype))
@@ -106,30 +106,6 @@ def _find_ready(sources: Mapping[str, str], files: Mapping[str, Path]) -> dict[s
 def _owner(name: str) -> str:
     """The module that a tensor's name belongs to."""
     return name.rpartition(".")[0]
-
-
-def select_quantized(model: nn.Module, settings: QuantizationSettings) -> list[str]:
-    """The names of the linear layers that are held in few bits, in the model's order.
-
-    Raises:
-        RequestError: a pattern selects nothing, or nothing is left.
-    """
-    every = [name for name, module in model.named_modules() if is_linear(module)]
-    shared = _tied_names(model)
-    wanted = linear_names(model)
-    if settings.include != "all-linear":
-        wanted = [name for name in every if _matches(name, settings.include)]
-        if tied := [name for name in wanted if name in shared]:
-            raise RequestError(
-                f"quantization.include: {tied[0]} shares its weight with the embedding, which is "
-                "looked up in full precision. Take it out."
-            )
-    if settings.exclude and not any(_matches(name, settings.exclude) for name in every):
-        raise RequestError(f"quantization.exclude: {_told(settings.exclude, every)}")
-    kept = [name for name in wanted if not (settings.exclude and _matches(name, settings.exclude))]
-    if not kept:
-        raise RequestError(f"quantization.include: {_told(settings.include, every)}")
-    return kept
 
 
 class _Reader:
@@ -253,46 +229,3 @@ def _refuse_misshapen(
             f"{path.parent}: weights have other shapes than config.json says: "
             f"{'; '.join(wrong[:3])}. The two files belong to different models."
         )
-
-
-def _check_blocks(model: nn.Module, names: list[str], form: QuantizedForm) -> None:
-    """All layers that blocks do not divide, at once."""
-    if form.kind == "int8":
-        return
-    bad = []
-    for name in names:
-        num_in, num_out = sizes_of(model.get_submodule(name))
-        if num_in * num_out % form.block_size:
-            bad.append(f"{name} ({num_out} x {num_in})")
-    if bad:
-        raise ShapeError(
-            f"{len(bad)} layers cannot be cut into blocks of {form.block_size}: "
-            f"{', '.join(bad[:3])}. Choose a smaller quantization.block_size, kind int8, or name "
-            "them in quantization.exclude."
-        )
-
-
-def _tied_names(model: nn.Module) -> set[str]:
-    """Linear layers whose weight is another module's too."""
-    owners: dict[int, list[str]] = {}
-    for name, module in model.named_modules():
-        weight = getattr(module, "weight", None)
-        if isinstance(weight, nn.Parameter):
-            owners.setdefault(id(weight), []).append(name)
-    return {name for names in owners.values() if len(names) > 1 for name in names}
-
-
-def _matches(name: str, pattern: str | tuple[str, ...]) -> bool:
-    """A name, its ending at a dot, what lies inside it, or an expression over the whole name."""
-    if isinstance(pattern, str):
-        return bool(re.fullmatch(pattern, name)) or _matches(name, (pattern,))
-    return any(f".{key}." in f".{name}." for key in pattern)
-
-
-def _told(pattern: str | tuple[str, ...], names: list[str]) -> str:
-    asked = pattern if isinstance(pattern, str) else ", ".join(pattern)
-    endings = sorted({name.rsplit(".", 1)[-1] for name in names})
-    return (
-        f"'{asked}' leaves no linear layer of this model to act on. They end in "
-        f"{', '.join(endings)}."
-    )

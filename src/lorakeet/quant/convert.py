@@ -64,19 +64,19 @@ def quantize_model(model: nn.Module, names: Iterable[str], form: QuantizedForm) 
 
 
 def dequantize_model(model: nn.Module) -> None:
-    """Puts plain linear layers of the dequantised weights in the place of all quantised ones.
+    """Puts plain layers with the dequantised weights in the place of all quantised ones.
 
     Cost: the memory of the plain model.
     """
+    from transformers.pytorch_utils import Conv1D
+
     layers = [(n, m) for n, m in model.named_modules() if isinstance(m, QuantizedLinear)]
     for name, layer in layers:
-        plain = nn.utils.skip_init(
-            nn.Linear, layer.in_features, layer.out_features, bias=layer.bias is not None,
-            device=layer.codes.device, dtype=layer.dtype,
-        )  # fmt: skip
-        with torch.no_grad():
-            plain.weight.copy_(layer.weight)
-        plain.weight.requires_grad_(False)
+        sizes = layer.in_features, layer.out_features
+        with torch.device("meta"):
+            plain = Conv1D(*sizes[::-1]) if layer.was_conv1d else nn.Linear(*sizes)
+        weight = layer.weight.T.contiguous() if layer.was_conv1d else layer.weight
+        plain.weight = nn.Parameter(weight, requires_grad=False)
         plain.bias = layer.bias
         replace_module(model, name, plain.train(layer.training))
 

@@ -26,9 +26,11 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.base.errors import LorakeetError, MachineError, RequestError
+from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.records import Completion, Turn
 from lorakeet.infer.generate import encode_prompt, generate
 from lorakeet.models.load import load_model
+from lorakeet.models.trained_form import read_trained_form
 from lorakeet.serve.adapter_store import AdapterStore, AdapterVersion
 from lorakeet.serve.residents import Residents
 from lorakeet.serve.scheduler import BatchLimits, Scheduler
@@ -42,16 +44,18 @@ class PromptTooLongError(RequestError):
 
 @dataclass(frozen=True, kw_only=True)
 class EngineLimits:
-    """What one request may use, and how requests share the worker.
+    """What one request may use, how requests share the worker, and the bits of the base.
 
     Args:
         default_new_tokens: length of an answer when the request is silent.
         max_new_tokens: longer wishes are clamped to it.
+        quantization: how the base is held; None holds it as the adapters were trained.
     """
 
     default_new_tokens: int = 512
     max_new_tokens: int = 4096
     batch: BatchLimits = field(default_factory=BatchLimits)
+    quantization: QuantizationSettings | None = None
 
 
 @dataclass
@@ -88,7 +92,8 @@ class Engine:
         self.limits = limits or EngineLimits()
         shown = Path(base).resolve().name if Path(base).is_dir() else base
         self.store = AdapterStore(tuple(dict.fromkeys((shown, base))))
-        self.model, self.tokenizer = load_model(base)
+        form = self.limits.quantization or read_trained_form((adapters or {}).values())
+        self.model, self.tokenizer = load_model(base, quantization=form)
         self.model.eval()
         self.window_tokens = int(getattr(self.model.config, "max_position_embeddings", 0) or 2**20)
         self.num_embeddings = int(self.model.get_input_embeddings().num_embeddings)

@@ -22,7 +22,7 @@ from rich.markup import escape
 from lorakeet.base.errors import LorakeetError
 from lorakeet.base.records import Turn
 from lorakeet.infer.sampling import SamplingSettings
-from lorakeet.serve.engine import Engine
+from lorakeet.serve.engine import Engine, EngineLimits
 from lorakeet.serve.ticket import Job
 
 HELP = "/base  /adapter NAME  /system TEXT  /reset  /quit"
@@ -87,6 +87,7 @@ def run_chat(
     *,
     sampling: SamplingSettings | None = None,
     console: Console | None = None,
+    limits: EngineLimits | None = None,
 ) -> None:
     """Talks until /quit or the end of the input.
 
@@ -98,7 +99,7 @@ def run_chat(
         LorakeetError: the base or an adapter cannot be loaded.
     """
     console = console or Console(highlight=False)
-    engine = Engine(base, adapters)
+    engine = Engine(base, adapters, limits=limits)
     try:
         first = next(iter(adapters), None) if adapters else None
         sampling = sampling or SamplingSettings(max_new_tokens=256)

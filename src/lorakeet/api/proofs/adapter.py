@@ -96,9 +96,13 @@ def _compare_answers(folder: Path, base: str) -> dict[str, Any]:
     from lorakeet.export.fresh import measure_outputs
     from lorakeet.export.merged import request_for
     from lorakeet.models.load import load_model
+    from lorakeet.models.trained_form import read_trained_form
 
     request = request_for(folder)
-    model, tokenizer = load_model(base, task=request.task, label_names=request.label_names)
+    model, tokenizer = load_model(
+        base, task=request.task, label_names=request.label_names,
+        quantization=read_trained_form([folder]),
+    )  # fmt: skip
     plain = measure_outputs(model, tokenizer, request)
     read_adapter(model, folder)
     tuned = measure_outputs(model, tokenizer, request)

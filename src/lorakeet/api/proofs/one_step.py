@@ -134,7 +134,9 @@ def _make_steps(
     from lorakeet.train.checkpoint import collect_state, restore_state
 
     torch.manual_seed(recipe.train.seed)
-    model, tokenizer = load_model(recipe.base, task=recipe.task, label_names=label_names)
+    model, tokenizer = load_model(
+        recipe.base, task=recipe.task, label_names=label_names, quantization=recipe.quantization
+    )
     apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed)
     model.eval()
     _wake_adapters(model)
