@@ -6,7 +6,7 @@ import pytest
 
 from lorakeet.base.recipe_file import recipe_from_dict
 from lorakeet.base.units import GIB
-from lorakeet.plan.choose import HEADROOM_FRACTION, TRAINABLE, DataFacts, make_plan
+from lorakeet.plan.choose import HEADROOM_FRACTION, SETTING, DataFacts, make_plan
 from lorakeet.plan.hardware import Gpu, Hardware
 from lorakeet.plan.memory import KINDS, MemoryCase, estimate_memory
 from tests.plan.configs import write_config
@@ -53,16 +53,26 @@ def test_lora_is_chosen_where_full_training_does_not_fit(plan_for):
     assert plan.remedies == ("full does not fit; method.kind: lora does.",)
 
 
-def test_what_is_only_predicted_is_never_chosen(plan_for):
+@pytest.mark.parametrize(("least", "next_one"), [("qlora", "lora-8bit"), ("lora-8bit", "lora")])
+def test_fewer_bits_are_chosen_only_where_more_do_not_fit(plan_for, least, next_one):
     wide = rows(plan_for())
-    between = (wide["qlora"].memory.total + wide["lora"].memory.total) / 2 / HEADROOM_FRACTION
+    between = (wide[least].memory.total + wide[next_one].memory.total) / 2 / HEADROOM_FRACTION
     plan = plan_for(between / GIB)
-    assert rows(plan)["qlora"].fits and not rows(plan)["lora"].fits
-    assert plan.chosen is None
-    assert "nothing fits" in plan.remedies[0]
-    for kind, method in rows(plan).items():
-        assert method.is_trainable is (kind in TRAINABLE)
-        assert ("prediction only" in method.why) is (kind not in TRAINABLE)
+    assert rows(plan)[least].fits and not rows(plan)[next_one].fits
+    assert plan.chosen == least
+    assert plan.remedies == (f"lora does not fit; {SETTING[least]} does.",)
+    assert all(method.is_trainable for method in plan.methods)
+
+
+@pytest.mark.parametrize(
+    ("bits", "kind"), [("nf4", "qlora"), ("fp4", "qlora"), ("int8", "lora-8bit")]
+)
+def test_a_recipe_of_few_bits_is_planned_as_it_is(plan_for, bits, kind):
+    plan = plan_for(quantization={"kind": bits})
+    assert plan.chosen == kind
+    coarse = plan_for(quantization={"kind": bits, "block_size": 64, "double": False})
+    more = rows(coarse)["qlora"].memory.weights - rows(plan)["qlora"].memory.weights
+    assert more == pytest.approx((0.5625 - 0.51587) * plan.facts.linear_parameters, rel=1e-3)
 
 
 @pytest.mark.parametrize("free_gib", [0.01, 0.5, 1, 1.5, 2, 3, 5, 100])
@@ -71,14 +81,14 @@ def test_fitting_is_nine_tenths_of_the_free_memory_and_only_then(plan_for, free_
     for method in plan.methods:
         assert method.fits is (method.memory.total <= int(0.9 * plan.hardware.usable_bytes))
         assert ("is free" in method.why) is not method.fits
-    assert (plan.chosen is None) is not rows(plan)["lora"].fits
+    assert (plan.chosen is None) is not rows(plan)["qlora"].fits
 
 
 def test_fewer_tokens_are_offered_only_where_they_fit(plan_for):
     def fits(free_gib, tokens):
         plan = plan_for(free_gib, data={"train": "a.jsonl", "max_tokens": tokens},
                         train={"micro_batch_tokens": tokens})  # fmt: skip
-        return rows(plan)["lora"].fits
+        return rows(plan)["qlora"].fits
 
     free_gib = next(
         free / 20

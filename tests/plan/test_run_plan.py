@@ -50,7 +50,7 @@ def test_plan_json_has_the_time_of_the_run_and_the_classes_of_the_data(prepare):
 def test_a_run_that_cannot_fit_is_refused_with_what_would(prepare, tmp_path):
     recipe, folder, data = prepare()
     write_config(tmp_path, {"model_type": "llama", "hidden_size": 65536, "num_hidden_layers": 999})
-    with pytest.raises(MachineError, match="lora fits a base of about"):
+    with pytest.raises(MachineError, match="nf4 fits a base of about"):
         make_run_plan(recipe, tmp_path, folder, lambda *a, **k: None, data)
     assert read_json(folder.plan)["chosen"] is None
 

@@ -48,7 +48,7 @@ def test_every_number_is_whole_at_80_columns(config, gpu, free_gib, tmp_path):
 
 
 def test_every_reason_every_advice_and_the_choice_are_told(tmp_path):
-    plan, text = render(tmp_path, CONFIGS["usual"], free_gib=1, method={"rank": 64})
+    plan, text = render(tmp_path, CONFIGS["usual"], free_gib=0.1, method={"rank": 64})
     flat = " ".join(text.split())
     for told in (*plan.advice, *plan.remedies, *(f"{m.kind}: {m.why}" for m in plan.methods)):
         assert told in flat
@@ -57,7 +57,8 @@ def test_every_reason_every_advice_and_the_choice_are_told(tmp_path):
 
 
 def test_what_would_fit_but_cannot_be_trained_stands_in_brackets(tmp_path):
-    plan, text = render(tmp_path, CONFIGS["usual"], free_gib=4000)
+    wrong = {"targets": ["no_such"]}
+    plan, text = render(tmp_path, CONFIGS["usual"], free_gib=4000, method=wrong)
     rows = {line.split()[0]: line.split()[-1] for line in text.splitlines() if "%" in line}
-    assert rows == {"full": "yes", "lora": "yes", "lora-8bit": "(yes)", "qlora": "(yes)"}
-    assert text.rstrip().endswith("chosen: lora")
+    assert rows == {"full": "yes", "lora": "(yes)", "lora-8bit": "(yes)", "qlora": "(yes)"}
+    assert text.rstrip().endswith("chosen: none, see the advice")

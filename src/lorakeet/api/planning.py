@@ -86,11 +86,13 @@ def _measure(
     Raises:
         MachineError: the steps do not fit, or by far not, and then they are not tried.
     """
-    row = next(m for m in made.to_dict()["methods"] if m["kind"] == recipe.method.kind)
+    from lorakeet.plan.memory import kind_of
+
+    row = next(m for m in made.to_dict()["methods"] if m["kind"] == kind_of(recipe))
     need, free = row["bytes"]["total"], made.hardware.usable_bytes
     if need > FAR_FRACTION * free:
         raise MachineError(
-            f"{recipe.method.kind} on {recipe.base} needs about {to_readable_bytes(need)} and "
+            f"{kind_of(recipe)} on {recipe.base} needs about {to_readable_bytes(need)} and "
             f"{to_readable_bytes(free)} is free, so it is not tried. {' '.join(made.remedies)}"
         )
     measured = measure_recipe(
@@ -139,6 +141,7 @@ def make_run_plan(
             than there is.
     """
     from lorakeet.plan.choose import make_plan
+    from lorakeet.plan.memory import kind_of
 
     saved = estimate_saved_fraction(recipe, data.train)
     known = describe_data(recipe, data, saved_fraction=saved)
@@ -146,7 +149,7 @@ def make_run_plan(
     shared = {"shared_prefixes": {"saved_fraction": saved, "speed_up": 1 / (1 - saved)}}
     content = made.to_dict() | shared
     write_json(run.plan, content)
-    asked = next(m for m in content["methods"] if m["kind"] == recipe.method.kind)
+    asked = next(m for m in content["methods"] if m["kind"] == kind_of(recipe))
     need, free = asked["bytes"]["total"], made.hardware.usable_bytes
     fits = asked["fits"]
     if may_measure and NEAR_FRACTION * free < need < FAR_FRACTION * free:
@@ -158,7 +161,7 @@ def make_run_plan(
     emit("plan", chosen=content["chosen"], saved_fraction=saved)
     if not fits:
         raise MachineError(
-            f"{recipe.method.kind} on {recipe.base} needs about "
+            f"{kind_of(recipe)} on {recipe.base} needs about "
             f"{to_readable_bytes(need)}: {asked['why']} "
             + (" ".join(content["remedies"]) or "Choose a smaller base.")
         )

@@ -15,6 +15,7 @@ from lorakeet.plan.memory import (
     MemoryParts,
     count_micro_batch_tokens,
     estimate_memory,
+    kind_of,
     to_memory_case,
 )
 from lorakeet.plan.model_facts import ModelFacts, read_model_facts
@@ -22,15 +23,21 @@ from lorakeet.plan.speed import estimate_tokens_per_s, find_flops_per_s
 from lorakeet.plan.trained import TrainedCount, count_trained
 
 HEADROOM_FRACTION = 0.9  # of the free memory; the rest is for the system and fragments
-TRAINABLE = ("full", "lora")
+# What stands in where the asked method does not fit: exact weights first.
+INSTEAD = {
+    "full": KINDS, "lora": KINDS[1:], "lora-8bit": KINDS[2:], "qlora": KINDS[3:],
+}  # fmt: skip
+SETTING = {
+    "full": "method.kind: full", "lora": "method.kind: lora",
+    "lora-8bit": "quantization.kind: int8", "qlora": "quantization.kind: nf4",
+}  # fmt: skip
 MIN_TOKENS = 64  # shorter samples than this are of little use
-ONLY_PREDICTED = "prediction only, this version does not train it"
 MISNAMED = "cannot be trained: targets or modules_to_save name what this model does not have"
 PURPOSE = {
     "full": "trains every weight; forgets more and needs about a tenth of LoRA's rate",
     "lora": "trains a small adapter on an exact base; the first choice",
-    "lora-8bit": f"a base of 8 bits; {ONLY_PREDICTED}",
-    "qlora": f"a base of 4 bits; {ONLY_PREDICTED}",
+    "lora-8bit": "trains a small adapter on a base of 8 bits; where 16 do not fit",
+    "qlora": "trains a small adapter on a base of 4 bits; where nothing else fits",
 }
 
 
@@ -128,8 +135,8 @@ def make_plan(
 ) -> Plan:
     """What each method needs on this machine, and the one that will be used.
 
-    The recipe's own method stands when it fits; where full training does not, LoRA may.
-    What this version cannot train is predicted and never chosen.
+    The recipe's own method stands when it fits; where it does not, the next one with fewer
+    bytes may: exact weights first, 4 bits last.
 
     Args:
         hardware: this machine when absent.
@@ -155,12 +162,12 @@ def make_plan(
     )
     methods = tuple(_plan_method(kind, case) for kind in KINDS)
     possible = {m.kind for m in methods if m.fits and m.is_trainable}
-    order = ("full", "lora") if recipe.method.kind == "full" else ("lora",)
-    chosen = next((kind for kind in order if kind in possible), None)
+    asked = kind_of(recipe)
+    chosen = next((kind for kind in INSTEAD[asked] if kind in possible), None)
     return Plan(
         hardware=machine, facts=facts, methods=methods, chosen=chosen,
         advice=tuple(advise(recipe, facts, case.counted)),
-        remedies=tuple(_list_remedies(case, recipe.method.kind, chosen)),
+        remedies=tuple(_list_remedies(case, asked, chosen)),
     )  # fmt: skip
 
 
@@ -187,8 +194,8 @@ class _Case:
         return self.facts.parameters if kind == "full" else self.counted.total
 
     def can_train(self, kind: str) -> bool:
-        """Whether this version trains a method, and the names in the recipe are the model's."""
-        return kind == "full" or (kind in TRAINABLE and not self.counted.is_misnamed)
+        """Whether the names that an adapter needs are the model's."""
+        return kind == "full" or not self.counted.is_misnamed
 
     def memory_of(self, kind: str, micro_batch_tokens: int) -> MemoryParts:
         """Predicted bytes of a method."""
@@ -235,7 +242,7 @@ def _explain(kind: str, memory: MemoryParts, case: _Case, run_s: float | None) -
     """Why a method fits or not, and what it is for."""
     need, have = to_readable_bytes(memory.total), to_readable_bytes(case.room)
     purpose = PURPOSE[kind]
-    if kind in TRAINABLE and not case.can_train(kind):
+    if not case.can_train(kind):
         purpose = MISNAMED
     if memory.total > case.room:
         largest = max(asdict(memory), key=asdict(memory).__getitem__)
@@ -250,16 +257,18 @@ def _list_remedies(case: _Case, asked: str, chosen: str | None) -> list[str]:
     if chosen == asked or not case.can_train("lora"):
         return []
     if chosen:
-        return [f"{asked} does not fit; method.kind: {chosen} does."]
-    tokens = case.micro_batch_tokens
-    need = case.memory_of("lora", tokens).total
+        return [f"{asked} does not fit; {SETTING[chosen]} does."]
+    tokens, least = case.micro_batch_tokens, "qlora"
+    need = case.memory_of(least, tokens).total
     if need <= case.room:
         return []
-    said = ["nothing fits: this version trains lora and full, and both need more memory."]
-    while tokens > MIN_TOKENS and case.memory_of("lora", tokens).total > case.room:
+    said = ["nothing fits: even a base of 4 bits needs more memory."]
+    while tokens > MIN_TOKENS and case.memory_of(least, tokens).total > case.room:
         tokens //= 2
-    if case.memory_of("lora", tokens).total <= case.room:
-        said.append(f"lora fits with train.micro_batch_tokens and data.max_tokens of {tokens}.")
+    if case.memory_of(least, tokens).total <= case.room:
+        said.append(
+            f"{SETTING[least]} fits with train.micro_batch_tokens and data.max_tokens of {tokens}."
+        )
     smaller = to_readable_count(case.facts.parameters * case.room / need)
-    said.append(f"lora fits a base of about {smaller} parameters at these settings.")
+    said.append(f"{SETTING[least]} fits a base of about {smaller} parameters at these settings.")
     return said

@@ -4,6 +4,8 @@ With N parameters in linear layers, M in all other modules, P trained,
 w bytes a weight (4 on a CPU, 2 on a GPU):
 
     weights       full, lora: w (N + M)     lora-8bit: N + w M     qlora: 0.516 N + w M
+                                            in few bits also w times the largest linear layer,
+                                            the scratch that one layer at a time is expanded into
     adapter       4 P                       A, B and saved modules in float32; nothing for full
     gradients     4 P                       (w P for full)
     optimizer     8 P                       AdamW's two moments in float32; 2.03 P in 8 bits;
@@ -41,12 +43,12 @@ from __future__ import annotations
 
 from dataclasses import asdict, dataclass
 
+from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.units import MIB
 from lorakeet.plan.model_facts import ModelFacts
 
 KINDS = ("full", "lora", "lora-8bit", "qlora")
-BYTES_OF_LINEAR = {"lora-8bit": 1.0, "qlora": 0.516}
 CHUNK_LOGITS = 4_000_000
 AUTO_MICRO_BATCH_TOKENS = 2048
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03}
@@ -89,6 +91,7 @@ class MemoryCase:
         rank: r of an adapter.
         form: ``lora``, ``dora`` or ``adalora``, what the adapter computes.
         optimizer: a key of ``MOMENT_BYTES``.
+        four_bit_bytes: of a weight in 4 bits with its scales.
         keeps_best: whether a validation chooses weights that are kept beside the last ones.
     """
 
@@ -98,6 +101,7 @@ class MemoryCase:
     rank: int = 16
     form: str = "lora"
     optimizer: str = "adamw"
+    four_bit_bytes: float = 0.516
     keeps_best: bool = True
 
 
@@ -110,8 +114,26 @@ def to_memory_case(
         trained_parameters=trained_parameters, micro_batch_tokens=micro_batch_tokens,
         is_gpu=is_gpu, rank=method.rank,
         form="adalora" if method.adalora else "dora" if method.dora else "lora",
+        four_bit_bytes=count_four_bit_bytes(recipe.quantization),
         optimizer=recipe.train.optimizer, keeps_best=recipe.data.validation != 0,
     )  # fmt: skip
+
+
+def kind_of(recipe: Recipe) -> str:
+    """The one of ``KINDS`` that a recipe asks for."""
+    if not recipe.quantization.is_on:
+        return recipe.method.kind
+    return "lora-8bit" if recipe.quantization.kind == "int8" else "qlora"
+
+
+def count_four_bit_bytes(settings: QuantizationSettings) -> float:
+    """Bytes of a weight in 4 bits: half a byte, and its share of the scales.
+
+    >>> round(count_four_bit_bytes(QuantizationSettings()), 4)
+    0.5159
+    """
+    K = settings.block_size
+    return 0.5 + (1 / K + 4 / (256 * K) if settings.double else 4 / K)
 
 
 def count_micro_batch_tokens(recipe: Recipe, longest: int | None = None) -> int:
@@ -133,7 +155,10 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
     """
     w, trained = 2 if case.is_gpu else 4, case.trained_parameters
     linear = facts.linear_parameters
-    weights = BYTES_OF_LINEAR.get(kind, w) * linear + w * (facts.parameters - linear)
+    few = {"lora-8bit": 1.0, "qlora": case.four_bit_bytes}
+    weights = few.get(kind, w) * linear + w * (facts.parameters - linear)
+    if kind in few:  # the scratch that one layer at a time is expanded into
+        weights += w * max((p.weights for p in facts.parts if p.kind == "linear"), default=0)
     moments = MOMENT_BYTES[case.optimizer]
     if kind != "full" and case.form == "adalora":
         moments += ADALORA_SCORE_BYTES

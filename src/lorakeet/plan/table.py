@@ -21,7 +21,7 @@ from lorakeet.plan.sizes import CARDS_GIB, EXACT_FIRST, SizePlan
 _COLUMNS = ("trained", "weights", "optimizer", "activations", "total", "tok/s", "fits")
 _NOTE = (
     "Predictions. optimizer: adapter, gradients, moments and their copies; tok/s: tokens a "
-    "second, on a GPU from its data sheet; (yes): it would fit, but this version does not train it."
+    "second, on a GPU from its data sheet; (yes): it would fit, with names that are the model's."
 )
 _NOTE_SIZES = (
     "Predictions with a tenth of the card left free. Take the first that fits: 16-bit bases are "
