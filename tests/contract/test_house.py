@@ -96,7 +96,9 @@ def test_functions_are_small_and_take_few_parameters():
     for path, node in functions():
         arguments = node.args.posonlyargs + node.args.args + node.args.kwonlyargs
         count = len([a for a in arguments if a.arg not in ("self", "cls", "ctx")])
-        if count > MAX_PARAMETERS and not name_of(path).startswith("cli"):
+        # a Triton kernel takes addresses and sizes one by one: it knows no records
+        is_kernel = "triton.jit" in map(ast.unparse, node.decorator_list)
+        if count > MAX_PARAMETERS and not is_kernel and not name_of(path).startswith("cli"):
             many[f"{name_of(path)}:{node.name}"] = count
     assert not many
 

@@ -7,14 +7,16 @@
 
 Decoding reads every weight once a token, so its time is the time to read W: 0.5 or 1 byte
 a weight instead of 4.  Compiled code does it where llvmlite and AVX2 are
-(:mod:`lorakeet.quant.compiled`); elsewhere, and for shapes that it does not cover, the
-references answer.
+(:mod:`lorakeet.quant.compiled`), and Triton on a GPU (:mod:`lorakeet.quant.kernels_gpu`);
+elsewhere, and for shapes that they do not cover, the references answer.
 """
 
 from __future__ import annotations
 
 from dataclasses import replace
 from functools import cache
+from importlib.util import find_spec
+from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
@@ -53,12 +55,14 @@ def dequantize_nf4(
     Guarantees:
         Equal to the reference in every bit, on any number of threads.
     """
-    places = _place_nf4(blocks)
-    if places is None:
+    places, on_gpu = _place_nf4(blocks), _load_gpu(blocks.codes)
+    if places is None and not on_gpu:
         return dequantize_blocks(blocks, dtype=dtype, out=out)
     num = 2 * blocks.codes.numel()
     if out is None:
-        out = torch.empty(num, dtype=dtype or blocks.dtype)
+        out = torch.empty(num, dtype=dtype or blocks.dtype, device=blocks.codes.device)
+    if on_gpu:
+        return on_gpu.expand_nf4(blocks, out)
     flat = out.view(-1)[:num]
     if out.dtype != torch.float32:
         for start in range(0, num, PIECE):
@@ -100,15 +104,12 @@ def is_few(x: Tensor, weight: Nf4Blocks | Int8Weight) -> bool:
 
     Such a product is computed in float32, so an x in float64 takes the other way.
     """
-    num_in = weight.shape[-1]
-    return (
-        x.is_cpu
-        and x.dtype != torch.float64
-        and 0 < x.numel() <= MAX_FUSED_ROWS * num_in
-        and num_in % STEP == 0
-        and weight.codes.is_cpu
-        and _is_native()
-    )
+    num_rows = x.numel() // max(1, weight.shape[-1])
+    if x.dtype == torch.float64 or num_rows == 0 or weight.shape[-1] % STEP:
+        return False
+    if x.is_cpu:
+        return num_rows <= MAX_FUSED_ROWS and weight.codes.is_cpu and _is_native()
+    return num_rows <= ROWS_AT_ONCE and _load_gpu(weight.codes) is not None
 
 
 def multiply_nf4(x: Tensor, blocks: Nf4Blocks) -> Tensor:
@@ -129,6 +130,8 @@ def multiply_nf4(x: Tensor, blocks: Nf4Blocks) -> Tensor:
     Cost: up to 8 rows read 0.5 to 0.6 bytes a weight; beyond ``MAX_FUSED_ROWS``, W is written.
     """
     _check_sizes(x, blocks.shape)
+    if x.is_cuda and is_few(x, blocks):
+        return _load_gpu(blocks.codes).multiply_nf4(x, blocks)
     places = _place_nf4(blocks) if is_few(x, blocks) else None
     if places is None:
         return F.linear(x.detach(), dequantize_nf4(blocks, dtype=x.dtype))
@@ -153,6 +156,8 @@ def multiply_int8(x: Tensor, weight: Int8Weight) -> Tensor:
         Up to ``MAX_FUSED_ROWS`` rows, a row's answer depends on no other row, in any bit.
     """
     _check_sizes(x, weight.shape)
+    if x.is_cuda and is_few(x, weight):
+        return _load_gpu(weight.codes).multiply_int8(x, weight)
     places = _place(weight.codes, weight.scales) if is_few(x, weight) else None
     if places is None:
         return F.linear(x.detach(), dequantize_rows(weight, dtype=x.dtype))
@@ -242,3 +247,17 @@ def _load_kernel(*form: int | bool) -> Kernel:
     from lorakeet.quant.compiled import load_kernel
 
     return load_kernel(*form)
+
+
+def _load_gpu(codes: Tensor) -> ModuleType | None:
+    """The Triton kernels, for codes on a GPU; None elsewhere and where Triton is absent."""
+    if not codes.is_cuda or not _has_triton():
+        return None
+    from lorakeet.quant import kernels_gpu
+
+    return kernels_gpu
+
+
+@cache
+def _has_triton() -> bool:
+    return find_spec("triton") is not None
