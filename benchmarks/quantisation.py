@@ -30,7 +30,8 @@ from lorakeet.quant.kernels import dequantize_nf4, multiply_int8, multiply_nf4
 from lorakeet.quant.nf4 import dequantize_blocks, quantize_blocks
 
 RESULTS = Path(__file__).parent / "results"
-WARM, TIMED = 1, 2
+WARM, TIMED = 2, 3
+CALM_S = 0.01  # bitsandbytes has threads of its own, which spin for some ms after each call
 ROWS = (1, 2, 4, 8)
 # (out, in) and how often a layer has it: queries and outputs, keys and values, gate and up, down
 SHAPES = {
@@ -75,6 +76,7 @@ def measure(arms: dict[tuple[str, str], Arm], rounds: int, clock: Callable[[], f
     taken: dict[tuple[str, str], list[float]] = {name: [] for name in arms}
     for _ in range(rounds):
         for name, arm in arms.items():
+            time.sleep(CALM_S)
             for _ in range(WARM):
                 arm()
             start = clock()
