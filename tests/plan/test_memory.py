@@ -62,10 +62,13 @@ def test_lora_keeps_16_bytes_a_trained_parameter_and_full_has_no_adapter(facts):
     assert (full.adapter, full.gradients, full.optimizer) == (0, 4 * TRAINED, 8 * TRAINED)
 
 
-def test_the_best_weights_and_the_state_of_a_checkpoint_are_copied_in_main_memory(facts):
-    assert estimate(facts, "lora").copies == (4 + 4 + 8) * TRAINED
-    assert estimate(facts, "full", keeps_best=False).copies == (4 + 8) * TRAINED
+def test_the_best_weights_are_copied_in_main_memory_and_so_is_a_large_checkpoint(facts):
+    assert estimate(facts, "lora").copies == 4 * TRAINED
+    assert estimate(facts, "full", keeps_best=False).copies == 0
     assert estimate(facts, "full", is_gpu=True).copies == 0
+    many = MemoryCase(trained_parameters=10**9, micro_batch_tokens=TOKENS, is_gpu=False)
+    parts = estimate_memory(facts, "full", many)
+    assert parts.copies == 4 * 10**9 + (4 + 8) * 10**9 - parts.activations
 
 
 def test_moments_in_8_bits_take_a_quarter_and_adalora_keeps_its_scores(facts):
@@ -78,7 +81,8 @@ def test_activations_are_what_layers_keep_and_the_logits_stop_at_a_chunk(facts):
     kept = (4 * HIDDEN + 5 * HIDDEN + 3 * FFN) * LAYERS + 16 * 7 * LAYERS
 
     def expected(tokens, logits_bytes):
-        return pytest.approx(WASTE * (tokens * (kept + 3 * HIDDEN) * 4 + logits_bytes), abs=1)
+        a_token = (WASTE * kept + 3 * HIDDEN) * 4
+        return pytest.approx(a_token * tokens + logits_bytes, abs=1)
 
     assert estimate(facts, "lora").activations == expected(TOKENS, 8 * TOKENS * VOCABULARY)
     many = CHUNK_LOGITS // VOCABULARY * 2
@@ -86,7 +90,7 @@ def test_activations_are_what_layers_keep_and_the_logits_stop_at_a_chunk(facts):
     at_work = (AT_WORK_F * FFN + 2 * HIDDEN) * 4
     most = CHUNK_LOGITS // VOCABULARY * 1000
     found = estimate(facts, "lora", tokens=most).activations
-    assert found == pytest.approx(WASTE * (kept * 4 + at_work) * most, abs=1)
+    assert found == pytest.approx((WASTE * kept * 4 + at_work) * most, abs=1)
 
 
 def test_dora_keeps_two_outputs_of_each_module_and_full_the_gradients_of_both_tables(facts):

@@ -10,9 +10,11 @@ w bytes a weight (4 on a CPU, 2 on a GPU):
     gradients     4 P                       (w P for full)
     optimizer     8 P                       AdamW's two moments in float32; 2.03 P in 8 bits;
                                             8 P more for AdaLoRA's scores
-    copies        4 P                       the best weights (w P for full), and while a
-                  + 4 P + optimizer         checkpoint is written a copy of its state; on a
-                                            GPU both are in main memory and cost it nothing
+    copies        4 P                       the best weights (w P for full); and the state that
+                                            a checkpoint writes, 4 P + optimizer, where that is
+                                            more than the activations: it is copied when these
+                                            are gone, and written before they are back
+                                            (on a GPU both are in main memory)
     activations   see below
     process       what is there before a model: Python, torch, transformers; measured
 
@@ -33,7 +35,7 @@ layer at work (4 F + 2 D a token) or the output head: 4 C bytes each for a chunk
 its exponentials and the chunk before, 3 D a token for the states and their gradients, and,
 where it is trained, two arrays of its size.
 
-On a CPU all of this counts more than twice: the C library's allocator (glibc's, for memory
+On a CPU what is kept counts more than twice: the C library's allocator (glibc's, for memory
 aligned to 64 bytes) cannot put an array into the hole that one of the same size has left, so
 a second micro-batch finds new room beside the holes of the first, and only then a state that
 lasts.  Arrays above 32 MiB, such as weights, are given back whole and do not suffer.
@@ -53,10 +55,10 @@ CHUNK_LOGITS = 4_000_000
 AUTO_MICRO_BATCH_TOKENS = 2048
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03}
 ADALORA_SCORE_BYTES = 8
-PROCESS_BYTES = {False: 380 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
+PROCESS_BYTES = {False: 455 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
 RANK_ARRAYS = {"lora": 1, "dora": 1, "adalora": 2}
 AT_WORK_F = 4  # arrays of T x F that the layer at work holds besides what is kept
-ALLOCATOR_FRACTION = {False: 1.1, True: 0.05}  # of the activations: holes that stay empty
+ALLOCATOR_FRACTION = {False: 1.1, True: 0.05}  # of what is kept: holes that stay empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -163,13 +165,15 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
     if kind != "full" and case.form == "adalora":
         moments += ADALORA_SCORE_BYTES
     own = w if kind == "full" else 4
+    optimizer, activations = int(moments * trained), _count_activations(facts, kind, case, w)
+    state = max(0, own * trained + optimizer - activations)
     return MemoryParts(
         weights=int(weights),
         adapter=0 if kind == "full" else 4 * trained,
         gradients=own * trained,
-        optimizer=int(moments * trained),
-        copies=0 if case.is_gpu else int((own * case.keeps_best + own + moments) * trained),
-        activations=_count_activations(facts, kind, case, w),
+        optimizer=optimizer,
+        copies=0 if case.is_gpu else own * trained * case.keeps_best + state,
+        activations=activations,
         process=PROCESS_BYTES[case.is_gpu],
     )
 
@@ -189,4 +193,4 @@ def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -
     head = chunks * 4 * min(CHUNK_LOGITS, logits) + tokens * 3 * hidden * 4
     tables = 2 * w * facts.vocabulary * hidden if kind == "full" else 0
     waste = 1 + ALLOCATOR_FRACTION[case.is_gpu]
-    return int(waste * (tokens * kept * w + max(layer, head))) + tables
+    return int(waste * tokens * kept * w) + max(layer, head) + tables

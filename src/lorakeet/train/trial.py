@@ -70,8 +70,7 @@ def try_steps(
         copies: list[Any] = [collect_state(model)]  # a run keeps the best weights
         for number in (1, 2):
             runner, _ = run_within_memory(runner, rows, (settings.seed, number), emit)
-            if number == 1:  # and copies a checkpoint's state to write it during the next step
-                copies += [collect_state(model), collect_moments(model, runner.optimizer)]
+        copies += [collect_state(model), collect_moments(model, runner.optimizer)]  # a checkpoint
         peak = peak_bytes()
         copies.clear()
         tokens, seconds, made = 0, 0.0, 0
