@@ -1,11 +1,12 @@
 """Predicted against measured peak memory: 20 recipes, each a real training run of its own.
 
-    python -m benchmarks.plan_accuracy [--only 135m-1024-lora ...]
+    python -m benchmarks.plan_accuracy [--only 135m-512-lora ...] [--trial]
 
 Shapes x methods x lengths, random weights, three optimiser steps with a validation and a
 checkpoint after each.  ``measured`` is the highest resident memory of the whole
 ``lorakeet.train`` process as the system counts it, ``predicted`` the plan's total from
-config.json and the rows' lengths.
+config.json and the rows' lengths.  ``--trial`` makes the steps of ``plan --measure`` before
+each run and adds how far their peak and their tokens/s are from those of the run.
 """
 
 from __future__ import annotations
@@ -21,6 +22,9 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
+from lorakeet.api.measuring import run_trial
+from lorakeet.base.events import read_events
+from lorakeet.base.recipe_file import recipe_from_dict
 from lorakeet.base.run_folder import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -92,11 +96,20 @@ def run_one(recipe: dict[str, Any], run: Path) -> None:
     plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
     kind = recipe["method"].get("kind", "lora")
     predicted = next(m for m in plan["methods"] if m["kind"] == kind)["bytes"]
-    print("\n" + json.dumps({"predicted": predicted, "measured": peak}))
+    steps = [e for e in read_events(run / "events.jsonl") if e["kind"] == "step"][1:]
+    rate = sum(e["num_tokens"] for e in steps) / sum(e["duration_s"] for e in steps)
+    print("\n" + json.dumps({"predicted": predicted, "measured": peak, "tokens_per_s": rate}))
 
 
-def measure(name: str, method: str, work: Path) -> dict[str, Any]:
-    """One recipe in a fresh process."""
+def try_one(recipe: dict[str, Any], work: Path) -> dict[str, Any]:
+    """What the trial steps of a plan find."""
+    asked = recipe_from_dict(recipe)
+    with tempfile.TemporaryDirectory(dir=work) as folder:
+        return run_trial(asked, Path(folder))
+
+
+def measure(name: str, method: str, work: Path, *, has_trial: bool) -> dict[str, Any]:
+    """One recipe in a fresh process, with its trial before it where that is asked for."""
     shape, length, tokens = WORK[name]
     base, rows = work / shape, work / f"rows-{length}.jsonl"
     if not base.is_dir():
@@ -110,13 +123,15 @@ def measure(name: str, method: str, work: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode:
         raise SystemExit(f"{name}-{method}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    found = json.loads(done.stdout.strip().splitlines()[-1])
+    return found | ({"trial": try_one(recipe, work)} if has_trial else {})
 
 
 def main() -> None:
     """Runs the recipes and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--only", nargs="*", help="names such as 135m-128-lora")
+    parser.add_argument("--trial", action="store_true", help="make plan --measure's steps too")
     parser.add_argument("--recipe", help="run one recipe in this process")
     parser.add_argument("--run", type=Path)
     asked = parser.parse_args()
@@ -129,7 +144,7 @@ def main() -> None:
             for method in METHODS:
                 key = f"{name}-{method}"
                 if not asked.only or key in asked.only:
-                    found[key] = measure(name, method, Path(folder))
+                    found[key] = measure(name, method, Path(folder), has_trial=asked.trial)
                     print(key, json.dumps(found[key]), flush=True)
     table = to_table(found)
     print(table)
@@ -141,14 +156,21 @@ def to_table(found: dict[str, dict[str, Any]]) -> str:
     """A row a recipe: predicted, measured, difference."""
     lines = [
         "# Predicted against measured peak memory of training, CPU", "",
-        "| recipe (shape-tokens-method) | predicted MiB | measured MiB | difference |",
-        "|---|---|---|---|",
+        "| recipe (shape-tokens-method) | predicted MiB | measured MiB | difference | trial: peak, "
+        "tokens/s |",
+        "|---|---|---|---|---|",
     ]  # fmt: skip
     off = []
     for key, one in found.items():
         predicted, measured = one["predicted"]["total"] / 2**20, one["measured"] / 2**20
         off.append(predicted / measured - 1)
-        lines.append(f"| {key} | {predicted:.0f} | {measured:.0f} | {100 * off[-1]:+.1f} % |")
+        told = "-"
+        if "trial" in one:
+            peak = one["trial"]["peak_bytes"] / one["measured"] - 1
+            rate = one["trial"]["tokens_per_s"] / one["tokens_per_s"] - 1
+            told = f"{100 * peak:+.1f} %, {100 * rate:+.1f} %"
+        difference = f"{100 * off[-1]:+.1f} %"
+        lines.append(f"| {key} | {predicted:.0f} | {measured:.0f} | {difference} | {told} |")
     near = sum(abs(value) <= 0.1 for value in off)
     lines += ["", f"{near} of {len(off)} within 10 %; the largest difference is "
               f"{100 * max(map(abs, off), default=0):.1f} %. "
