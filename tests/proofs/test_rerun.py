@@ -23,13 +23,15 @@ def run(tmp_path):
     return tmp_path / "run"
 
 
-def test_a_rerun_gives_the_same_bytes(run, tmp_path):
+def test_a_rerun_gives_the_same_bytes(run, tmp_path, tally):
+    add = tally("reruns of a recipe with the same bytes", 1)
     torch.manual_seed(17)
     proof = rerun(run, tmp_path / "again")
     assert proof.passed and proof.figures["num_files"] == 1 and not proof.notes
     name = "adapter/adapter_model.safetensors"
     assert (run / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
     assert read_json(RunFolder(tmp_path / "again").proofs / "rerun.json")["passed"]
+    add()
 
 
 def test_changed_data_is_refused_by_name_and_trained_only_by_force(run, tmp_path):

@@ -152,7 +152,7 @@ def test_packed_samples_teach_what_they_teach_alone(run):
     proof = verify_packing(run)
     assert proof.passed and not proof.notes, proof.problems
     assert 0 < proof.figures["gradient_relative_difference"] < 1e-4
-    assert proof.figures["num_cuts"] == 4 and proof_of(run, "packing")["passed"]
+    assert proof.figures["num_cuts"] == 5 and proof_of(run, "packing")["passed"]
     assert "packed end to end" in write_report(RunFolder(run)).read_text()
 
 

@@ -44,10 +44,12 @@ class Cut:
     Args:
         size: samples in a micro-batch.
         packs: they lie end to end instead of padded.
+        shares: what they open with alike is computed once, where the model can.
     """
 
     size: int
     packs: bool = False
+    shares: bool = False
 
     @property
     def groups(self) -> list[list[int]]:
@@ -173,7 +175,10 @@ def _make_step(
     before = collect_state(model)
     gradients: dict[str, Tensor] = {}
     runner = build_runner(model, recipe, pad_id=pad_id)
-    runner = replace(runner, max_gradient_norm=float("inf"), packs=cut.packs)
+    runner = replace(
+        runner, max_gradient_norm=float("inf"), packs=cut.packs,
+        shares=cut.shares and runner.shares,
+    )  # fmt: skip
 
     def keep(*_: Any) -> None:
         gradients.update({n: p.grad.detach().clone() for n, p in named if p.grad is not None})
