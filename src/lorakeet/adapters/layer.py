@@ -48,11 +48,13 @@ def is_linear(module: nn.Module | None) -> bool:
 
 
 def sizes_of(module: nn.Module) -> tuple[int, int]:
-    """(in, out) of a linear layer, a Conv1D or an embedding (in = its rows)."""
+    """(in, out) of a linear layer, a Conv1D, a convolution (in h w) or an embedding (rows)."""
     if isinstance(module, (nn.Linear, QuantizedLinear)):
         return module.in_features, module.out_features
     if isinstance(module, nn.Embedding):
         return module.num_embeddings, module.embedding_dim
+    if isinstance(module, nn.Conv2d):
+        return module.weight[0].numel(), module.out_channels
     rows, columns = module.weight.shape
     return int(rows), int(columns)
 
@@ -129,7 +131,11 @@ class LoraLayer(nn.Module):
             self.start_A[name] = nn.Parameter(A0, requires_grad=False)
             self.start_B[name] = nn.Parameter(B0, requires_grad=False)
         if settings.dora:
-            self.lora_magnitude_vector[name] = nn.Parameter(self.norm(name))
+            self.lora_magnitude_vector[name] = nn.Parameter(self.to_magnitude(self.norm(name)))
+
+    def to_magnitude(self, norm: Tensor) -> Tensor:
+        """DoRA's m of the norms [out], in the shape that it is kept in."""
+        return norm
 
     def create(self, name: str, sizes: tuple[int, int, int], seed: int) -> None:
         """Makes A and B of (r, in, out)."""
@@ -190,7 +196,7 @@ class LoraLayer(nn.Module):
 
     def base_matrix(self) -> Tensor:
         """W0 in float32 as [out, in], whatever the layout or the bits of the base."""
-        W0 = self.base_layer.weight.detach().float()
+        W0 = self.base_layer.weight.detach().float().flatten(1)
         return W0.T if self.is_transposed else W0
 
     def direction(self, name: str) -> Tensor:
@@ -209,9 +215,9 @@ class LoraLayer(nn.Module):
         """W' in float32 and in the layout of the base weight, without a gradient."""
         new = self.direction(name)
         if name in self.lora_magnitude_vector:
-            m = self.lora_magnitude_vector[name].detach().float()
+            m = self.lora_magnitude_vector[name].detach().float().flatten()
             new = (m / torch.linalg.vector_norm(new, dim=1))[:, None] * new
-        return new.T if self.is_transposed else new
+        return (new.T if self.is_transposed else new).reshape(self.base_layer.weight.shape)
 
     def change(self, name: str) -> Tensor:
         """W' - W0 in float32 and in the layout of the base weight."""
@@ -219,7 +225,7 @@ class LoraLayer(nn.Module):
             return self.new_weight(name) - self.base_layer.weight.detach().float()
         A, B = self.plain_factors(name)
         product = self.scales[name] * (B @ A)
-        return product.T if self.is_transposed else product
+        return (product.T if self.is_transposed else product).reshape(self.weight.shape)
 
     @property
     def is_transposed(self) -> bool:

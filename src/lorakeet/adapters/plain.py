@@ -69,7 +69,9 @@ def to_plain_tensors(named: Mapping[str, Tensor], model: nn.Module, name: str) -
         kinds = (layer.a_name, layer.b_name)
         for kind, factor in zip(kinds, layer.plain_factors(name), strict=True):
             key = next(k for k in named if k.startswith(f"{PREFIX}{path}.{kind}"))
-            plain[key] = factor
+            sizes = named[key].shape  # a convolution's kernels keep their dimensions
+            shape = (-1, *sizes[1:]) if kind == layer.a_name else (sizes[0], -1, *sizes[2:])
+            plain[key] = factor.reshape(shape) if factor.numel() else factor
             if not factor.numel():
                 del plain[key]
     return plain

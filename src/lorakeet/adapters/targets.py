@@ -62,8 +62,9 @@ def check_ranks(model: nn.Module, settings: Lora, targets: list[str]) -> None:
         most = max(num_in, num_out) if settings.start == DEFAULT_START else min(num_in, num_out)
         if r > most:
             problems.append(f"{path}: rank {r} is larger than this {num_out} x {num_in} matrix")
-        if settings.adalora and isinstance(bare, nn.Embedding):
-            problems.append(f"{path}: AdaLoRA adapts linear layers, not embeddings")
+        if settings.adalora and isinstance(bare, (nn.Embedding, nn.Conv2d)):
+            kind = "embeddings" if isinstance(bare, nn.Embedding) else "convolutions"
+            problems.append(f"{path}: AdaLoRA adapts linear layers, not {kind}")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise RequestError(

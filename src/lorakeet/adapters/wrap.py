@@ -7,6 +7,7 @@ from copy import deepcopy
 from torch import nn
 
 from lorakeet.adapters.bias import BiasLayer, add_bias
+from lorakeet.adapters.convolution import LoraConv2d
 from lorakeet.adapters.embedding import LoraEmbedding
 from lorakeet.adapters.layer import LoraLayer, SavedModule, is_linear
 from lorakeet.adapters.linear import LoraLinear
@@ -23,14 +24,16 @@ def build_layer(module: nn.Module) -> LoraLayer:
     """The wrapper that fits a base layer.
 
     Raises:
-        RequestError: the module is neither linear nor an embedding.
+        RequestError: the module is of another kind.
     """
     if isinstance(module, nn.Embedding):
         return LoraEmbedding(module)
     if is_linear(module):
         return LoraLinear(module)
+    if isinstance(module, nn.Conv2d):
+        return LoraConv2d(module)
     raise RequestError(
-        f"{type(module).__name__} cannot carry a LoRA adapter; linear layers, Conv1D and "
+        f"{type(module).__name__} cannot carry a LoRA adapter; linear layers, Conv1D, Conv2d and "
         "embeddings can. Name it in modules_to_save to train it in full."
     )
 
