@@ -103,9 +103,19 @@ def attach_to(
     trained = adapter_parameters(model, name)
     for parameter in trained.values():
         parameter.requires_grad_(True)
+    return report_of(model, name)
+
+
+def report_of(model: nn.Module, name: str = "default") -> AttachReport:
+    """What an attached adapter holds."""
+    layers = {
+        path: layer
+        for path, layer in model.named_modules()
+        if isinstance(layer, LoraLayer) and name in layer.ranks
+    }
     return AttachReport(
-        targets={t: _count(model.get_submodule(t), name) for t in targets},
-        trained_parameters=sum(p.numel() for p in trained.values()),
+        targets={path: _count(layer, name) for path, layer in layers.items()},
+        trained_parameters=sum(p.numel() for p in adapter_parameters(model, name).values()),
         total_parameters=count_weights(model),
     )
 

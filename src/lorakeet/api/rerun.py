@@ -25,7 +25,7 @@ from lorakeet.api.training import train
 from lorakeet.base.errors import DataError, FileFormatError
 from lorakeet.base.events import Emit
 from lorakeet.base.proofs import Proof, find_excess, write_proof
-from lorakeet.base.run_folder import RunFolder, sha256_folder
+from lorakeet.base.run_folder import RunFolder, sha256_file, sha256_folder
 
 LIMITS = {"num_different_files": 0}
 
@@ -100,6 +100,10 @@ def find_changed_inputs(resolved: Mapping[str, Any], base: str) -> tuple[str, ..
     changed = []
     if hashes.get("base") != sha256_folder(resolve_base(base)):
         changed.append(f"base {base}: its bytes are not those that were trained on.")
+    for parent in hashes.get("parents") or ():
+        places = {Path(parent["folder"]) / file: past for file, past in parent["sha256"].items()}
+        if any(not path.is_file() or sha256_file(path) != past for path, past in places.items()):
+            changed.append(f"{parent['folder']}: this adapter is not the one that was continued.")
     files = (hashes.get("data") or {}).get("files") or {}
     return (*changed, *find_changed_sources(files))
 

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import lorakeet
+from lorakeet.api.continuing import describe_parent, take_settings
 from lorakeet.base.errors import FileFormatError, RequestError
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.recipe_file import (
@@ -30,17 +31,18 @@ RecipeLike = str | Path | Mapping[str, Any] | Recipe
 
 
 def to_recipe(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Recipe:
-    """The checked recipe behind a path, a mapping or a recipe.
+    """The checked recipe behind a path, a mapping or a recipe, with its parent adapter's settings.
 
     Raises:
         RecipeError: every mistake at once.
+        FileFormatError: the parent adapter cannot be read.
         RequestError: overrides are given for what is not a file.
     """
     if isinstance(recipe, (str, Path)):
-        return read_recipe(recipe, overrides=overrides)
+        return take_settings(read_recipe(recipe, overrides=overrides))
     if overrides:
         raise RequestError("overrides need a recipe file; change the mapping instead.")
-    return recipe if isinstance(recipe, Recipe) else recipe_from_dict(recipe)
+    return take_settings(recipe if isinstance(recipe, Recipe) else recipe_from_dict(recipe))
 
 
 def read_installed_versions() -> dict[str, str]:
@@ -71,7 +73,7 @@ def write_resolved(run: RunFolder, recipe: Recipe, *, base_folder: Path, data: d
         "recipe": recipe_to_dict(recipe),
         "versions": read_installed_versions(),
         "machine": read_machine(),
-        "hashes": {"base": sha256_folder(base_folder), "data": data},
+        "hashes": {"base": sha256_folder(base_folder), "data": data, **describe_parent(recipe)},
     }
     write_text(run.resolved, to_yaml(content))
 

@@ -12,6 +12,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from lorakeet.api.continuing import check_parent
 from lorakeet.api.planning import make_run_plan
 from lorakeet.api.resolve import (
     RecipeLike,
@@ -159,6 +160,7 @@ def _train_in(
         )
     elif told := describe_other_data(run, data.report.get("fingerprint", {})):
         emit("alarm", code="other-data", step=0, message=told)
+    check_parent(recipe, base_folder, tuple(data.label_names))
     with stage(emit, "plan"):
         make_run_plan(recipe, base_folder, run, emit, data,
                       may_measure=recipe.plan.measure_first and not is_resumed)  # fmt: skip
@@ -214,11 +216,13 @@ def _write_result(session: Session) -> Path:
 
     recipe, run = session.recipe, session.run
     folder = run.adapter if recipe.method.kind == "lora" else run.model
+    hashes = read_resolved(run)["hashes"]
     lineage = {
         "base_sha256": sha256_folder(session.base_folder),
-        "data": read_resolved(run)["hashes"]["data"],
+        "data": hashes["data"],
         "labels": list(session.data.label_names),
         **to_lineage(recipe.quantization),
+        **({"parents": hashes["parents"]} if "parents" in hashes else {}),
     }
     write_trained(session.model, recipe.method, folder, recipe.base, lineage)
     try:

@@ -42,8 +42,8 @@ class AdaLoraSettings(Section):
 
 _OFF = (None, False, (), "", "default", "none")
 _LORA_ONLY = (
-    "adalora", "bias", "layers", "exclude", "lora_plus_ratio", "rslora", "dora", "start",
-    "modules_to_save",
+    "adapter", "adalora", "bias", "layers", "exclude", "lora_plus_ratio", "rslora", "dora", 
+    "start", "modules_to_save",
 )  # fmt: skip
 
 
@@ -51,6 +51,11 @@ class MethodSettings(Section):
     """Which parameters are trained: W' = W + (alpha / r) B A, or all of them."""
 
     kind: MethodKind = setting("lora", "lora trains an adapter, full trains every weight")
+    adapter: str | None = setting(
+        None,
+        "an adapter (or run) folder that training goes on from; its rank, targets and so on hold",
+        why="null starts a new adapter",
+    )
     rank: int = setting(
         16, "r, the inner size of B A", why="enough for most specialist data sets", ge=1
     )

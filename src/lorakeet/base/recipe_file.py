@@ -102,7 +102,11 @@ def _find_beside(folder: Path, recipe: Recipe) -> Recipe:
     )
     questions = {name: find(getattr(recipe.evaluate, name)) for name in ("questions", "general")}
     evaluate = recipe.evaluate.model_copy(update=questions)
-    return recipe.model_copy(update={"base": find(recipe.base), "data": data, "evaluate": evaluate})
+    method = recipe.method
+    if method.adapter is not None and find(method.adapter) != method.adapter:
+        method = method.model_copy(update={"adapter": find(method.adapter)})
+    found = {"base": find(recipe.base), "data": data, "method": method, "evaluate": evaluate}
+    return recipe.model_copy(update=found)
 
 
 def _section_lines(name: str, value: Any, field: FieldInfo) -> list[str]:

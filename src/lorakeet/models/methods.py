@@ -14,8 +14,8 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from lorakeet.adapters.attach import attach
-from lorakeet.adapters.files import write_adapter
+from lorakeet.adapters.attach import attach, report_of
+from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
 from lorakeet.adapters.settings import AdaLora, Lora
 from lorakeet.adapters.targets import HEAD_NAMES, is_inside
@@ -113,7 +113,11 @@ def _add_names(exclude: str | tuple[str, ...], names: list[str]) -> str | tuple[
 def _apply_lora(
     model: nn.Module, settings: MethodSettings, *, task: str, seed: int
 ) -> MethodReport:
-    report = attach(model, to_lora(settings, model, task=task), seed=seed)
+    if settings.adapter is not None:
+        read_adapter(model, settings.adapter, trainable=True)
+        report = report_of(model)
+    else:
+        report = attach(model, to_lora(settings, model, task=task), seed=seed)
     return MethodReport(
         trained_parameters=report.trained_parameters,
         total_parameters=report.total_parameters,
