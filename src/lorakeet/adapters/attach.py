@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from torch import Tensor, nn
 
 from lorakeet.adapters.bias import BiasLayer, select_biased
+from lorakeet.adapters.experts import layer_names
 from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.adapters.settings import Lora
 from lorakeet.adapters.targets import check_layers, check_ranks, select_saved, select_targets
@@ -108,11 +109,7 @@ def attach_to(
 
 def report_of(model: nn.Module, name: str = "default") -> AttachReport:
     """What an attached adapter holds."""
-    layers = {
-        path: layer
-        for path, layer in model.named_modules()
-        if isinstance(layer, LoraLayer) and name in layer.ranks
-    }
+    layers = {path: layer for path, layer in layer_names(model) if name in layer.ranks}
     return AttachReport(
         targets={path: _count(layer, name) for path, layer in layers.items()},
         trained_parameters=sum(p.numel() for p in adapter_parameters(model, name).values()),

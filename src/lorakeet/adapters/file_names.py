@@ -15,6 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakeet.adapters.attach import KINDS, adapter_tensors, settings_of
+from lorakeet.adapters.experts import LoraExperts, file_owner
 from lorakeet.adapters.layer import SavedModule
 from lorakeet.adapters.plain import PREFIX, to_plain_tensors
 
@@ -48,6 +49,10 @@ def to_file_names(model: nn.Module, name: str) -> dict[str, Tensor]:
         owner, _, rest = path.rpartition(".trained_bias.")
         if rest == name and name in getattr(model.get_submodule(owner), "ranks", ()):
             file_name = f"{PREFIX}{owner}.base_layer.bias"
+        held, _, last = path.rpartition(".lora_")
+        if held and isinstance(model.get_submodule(held), LoraExperts):
+            owner = file_owner(model, held, name)
+            file_name = f"{PREFIX}{owner}.lora_{last.replace(f'.{name}.', '.')}"
         named[file_name] = tensor
     return named
 

@@ -115,7 +115,7 @@ def _tie_again(model: nn.Module) -> None:
 
 def _merge_layer(layer: LoraLayer, name: str, path: str) -> None:
     """One layer's W'."""
-    weight = layer.base_layer.weight
+    weight = layer.weight
     new = layer.new_weight(name).to(weight.dtype)
     if not torch.isfinite(new).all():
         raise NumericsError(
@@ -141,7 +141,7 @@ def _merge_bias(layer: LoraLayer | BiasLayer, name: str) -> None:
 def _restore(layer: LoraLayer | BiasLayer) -> None:
     """The kept weight and bias, bit for bit."""
     if getattr(layer, "kept_weight", None) is not None:
-        layer.base_layer.weight.copy_(layer.kept_weight)
+        layer.weight.copy_(layer.kept_weight)
         layer.kept_weight = None
     if layer.kept_bias is not None:
         layer.base_layer.bias.copy_(layer.kept_bias)

@@ -5,12 +5,14 @@ An option that changes the mathematics in a way that is not known here refuses t
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from lorakeet.adapters.experts import LoraExperts
 from lorakeet.adapters.layer import is_conv1d
 from lorakeet.adapters.plain import adapted_layers, to_plain_settings
 from lorakeet.adapters.settings import NO_BIAS, Lora
@@ -19,7 +21,7 @@ from lorakeet.base.errors import FileFormatError, RequestError
 CONFIG = "adapter_config.json"
 _UNREADABLE = (
     "use_qalora", "lora_bias", "layer_replication",
-    "trainable_token_indices", "target_parameters", "alora_invocation_tokens", "use_bdlora",
+    "trainable_token_indices", "alora_invocation_tokens", "use_bdlora",
     "arrow_config", "velora_config", "monteclora_config", "kasa_config",
 )  # fmt: skip
 
@@ -27,7 +29,8 @@ _UNREADABLE = (
 def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
     """The settings under PEFT's keys, with the targets listed by full name."""
     settings = to_plain_settings(model, name)
-    layers = {path: layer.base_layer for path, layer in adapted_layers(model, name).items()}
+    layers = adapted_layers(model, name)
+    stacked = sorted(path for path, each in layers.items() if isinstance(each, LoraExperts))
     kind = type(model).__name__
     task_type = "CAUSAL_LM" if "CausalLM" in kind or "LMHead" in kind else None
     task_type = "SEQ_CLS" if "ForSequenceClassification" in kind else task_type
@@ -38,7 +41,8 @@ def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
         "r": settings.rank,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
-        "target_modules": sorted(layers),
+        "target_modules": sorted(layers.keys() - stacked),
+        "target_parameters": stacked or None,
         "exclude_modules": _to_json(settings.exclude),
         "layers_to_transform": _to_json(settings.layers),
         "layers_pattern": _to_json(settings.layers_pattern),
@@ -48,7 +52,8 @@ def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
         "use_rslora": settings.rslora,
         "use_dora": settings.dora,
         "fan_in_fan_out": any(
-            is_conv1d(layer) or getattr(layer, "was_conv1d", False) for layer in layers.values()
+            is_conv1d(each.base_layer) or getattr(each.base_layer, "was_conv1d", False)
+            for each in layers.values()
         ),
         "bias": settings.bias,
         "init_lora_weights": True,
@@ -74,6 +79,8 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
         raise FileFormatError(f"{folder}/{CONFIG}: cannot be used here: {'; '.join(problems)}.")
     targets, exclude = config.get("target_modules") or (), config.get("exclude_modules") or ()
     saved = tuple(config.get("modules_to_save") or ())
+    if stacked := config.get("target_parameters"):
+        targets = _add_names(targets, stacked)
     if not isinstance(targets, str):  # in PEFT a module that is saved is never adapted
         targets = tuple(name for name in targets if name not in saved)
     try:
@@ -90,6 +97,13 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
         )  # fmt: skip
     except (KeyError, TypeError, RequestError) as error:
         raise FileFormatError(f"{folder}/{CONFIG}: a wrong or missing value: {error}") from error
+
+
+def _add_names(targets: str | list[str], names: list[str]) -> str | list[str]:
+    """Targets and the names of stacked parameters; an expression stays one."""
+    if not isinstance(targets, str):
+        return [*targets, *names]
+    return "|".join((f"(?:{targets})", *(rf"(?:.*\.)?{re.escape(name)}" for name in names)))
 
 
 def _to_json(value: str | tuple) -> Any:

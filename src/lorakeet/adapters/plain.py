@@ -16,6 +16,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from lorakeet.adapters.attach import settings_of
+from lorakeet.adapters.experts import layer_names
 from lorakeet.adapters.layer import LoraLayer
 from lorakeet.adapters.settings import DEFAULT_START, Lora
 from lorakeet.base.errors import FileFormatError, RequestError
@@ -27,9 +28,9 @@ _EPSILON = 1e-5  # PEFT divides AdaLoRA's alpha by r + 1e-5
 def adapted_layers(model: nn.Module, name: str) -> dict[str, LoraLayer]:
     """The layers that an adapter changes at a rank above 0, by path."""
     return {
-        path: module
-        for path, module in model.named_modules()
-        if isinstance(module, LoraLayer) and name in module.ranks and module.plain_rank(name)
+        path: layer
+        for path, layer in layer_names(model)
+        if name in layer.ranks and layer.plain_rank(name)
     }
 
 

@@ -15,6 +15,7 @@ from collections.abc import Iterator
 from torch import nn
 
 from lorakeet.adapters.attach import merged_adapter, settings_of
+from lorakeet.adapters.experts import layer_names
 from lorakeet.adapters.layer import LoraLayer
 from lorakeet.adapters.settings import NO_BIAS
 from lorakeet.base.errors import RequestError
@@ -71,8 +72,4 @@ def _check(model: nn.Module, factor: float, name: str) -> None:
 
 def _layers(model: nn.Module, name: str) -> Iterator[tuple[str, LoraLayer]]:
     """The layers that hold an adapter, with their names."""
-    return (
-        (path, module)
-        for path, module in model.named_modules()
-        if isinstance(module, LoraLayer) and name in module.ranks
-    )
+    return ((path, layer) for path, layer in layer_names(model) if name in layer.ranks)

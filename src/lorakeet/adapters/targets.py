@@ -8,6 +8,7 @@ import re
 from torch import nn
 
 from lorakeet.adapters.bias import BiasLayer
+from lorakeet.adapters.experts import is_stacked, sizes_of_experts, stacked_parameters
 from lorakeet.adapters.layer import LoraLayer, SavedModule, is_linear, sizes_of
 from lorakeet.adapters.settings import ALL_LINEAR, DEFAULT_START, Lora
 from lorakeet.base.errors import RequestError
@@ -21,8 +22,9 @@ def select_targets(model: nn.Module, settings: Lora) -> list[str]:
     """The names of all modules that a setting selects, in the model's order.
 
     ``all-linear`` takes every linear layer and Conv1D but the output head and the
-    classification head.  A tuple takes names and endings at a dot; one string is a
-    name too, or a regular expression over the whole name, as in PEFT.
+    classification head; experts stacked in one parameter are taken by name.
+    A tuple takes names and endings at a dot; one string is a name too, or a regular
+    expression over the whole name, as in PEFT.
 
     Raises:
         RequestError: nothing matches (with near names), or a pattern is no regular expression.
@@ -55,10 +57,11 @@ def check_ranks(model: nn.Module, settings: Lora, targets: list[str]) -> None:
     """
     problems = []
     for path in targets:
-        bare = _bare(model.get_submodule(path))
-        if not is_linear(bare) and not hasattr(bare, "weight"):
+        bare = None if is_stacked(model, path) else _bare(model.get_submodule(path))
+        if bare is not None and not is_linear(bare) and not hasattr(bare, "weight"):
             continue
-        r, (num_in, num_out) = settings.rank_of(path), sizes_of(bare)
+        r = settings.rank_of(path)
+        num_in, num_out = sizes_of(bare) if bare is not None else sizes_of_experts(model, path)
         most = max(num_in, num_out) if settings.start == DEFAULT_START else min(num_in, num_out)
         if r > most:
             problems.append(f"{path}: rank {r} is larger than this {num_out} x {num_in} matrix")
@@ -94,7 +97,8 @@ def select_saved(model: nn.Module, settings: Lora, targets: list[str]) -> list[s
         RequestError: a name matches nothing, or a target lies inside one.
     """
     keys = settings.modules_to_save
-    found = [p for p, _ in _candidates(model) if p and any(ends_with(p, key) for key in keys)]
+    modules = [p for p, module in _candidates(model) if p and isinstance(module, nn.Module)]
+    found = [path for path in modules if any(ends_with(path, key) for key in keys)]
     missing = [key for key in keys if not any(ends_with(path, key) for path in found)]
     if missing:
         tops = ", ".join(n for n, _ in model.named_children())
@@ -142,6 +146,7 @@ def _candidates(model: nn.Module) -> list[tuple[str, nn.Module]]:
         if any(name.startswith(f"{outer}.") for outer in inside[-1:]):
             continue
         named.append((name, module))
+        named += stacked_parameters(name, module)
         if isinstance(module, (LoraLayer, SavedModule, BiasLayer)):
             inside.append(name)
     return named

@@ -9,6 +9,7 @@ from torch import nn
 from lorakeet.adapters.bias import BiasLayer, add_bias
 from lorakeet.adapters.convolution import LoraConv2d
 from lorakeet.adapters.embedding import LoraEmbedding
+from lorakeet.adapters.experts import LoraExperts, is_stacked, wrapper_of
 from lorakeet.adapters.layer import LoraLayer, SavedModule, is_linear
 from lorakeet.adapters.linear import LoraLinear
 from lorakeet.base.errors import RequestError
@@ -44,12 +45,26 @@ def wrap_layer(model: nn.Module, path: str) -> LoraLayer:
     Raises:
         RequestError: the module cannot be adapted, or another adapter trains it in full.
     """
+    if is_stacked(model, path):
+        return _wrap_stacked(model, path)
     module = model.get_submodule(path)
     if isinstance(module, LoraLayer):
         return module
     if isinstance(module, SavedModule):
         raise RequestError(_BOTH.format(path=path))
     layer = build_layer(module)
+    layer.train(module.training)
+    replace_module(model, path, layer)
+    return layer
+
+
+def _wrap_stacked(model: nn.Module, target: str) -> LoraExperts:
+    """The wrapper of a stacked parameter, around those of the module's other ones."""
+    if (known := wrapper_of(model, target)) is not None:
+        return known
+    path, _, parameter_name = target.rpartition(".")
+    module = model.get_submodule(path)
+    layer = LoraExperts(module, parameter_name)
     layer.train(module.training)
     replace_module(model, path, layer)
     return layer
@@ -93,7 +108,7 @@ def wrap_saved(model: nn.Module, path: str, name: str) -> None:
 
 def remove_adapters(model: nn.Module, names: list[str]) -> None:
     """Takes adapters out of every wrapper, and away the wrappers that hold none."""
-    for path, module in list(model.named_modules()):
+    for path, module in reversed(list(model.named_modules())):  # inner ones first
         if not isinstance(module, WRAPPERS):
             continue
         for each in module.names & set(names):

@@ -14,6 +14,7 @@ import torch
 from safetensors import safe_open
 from torch import Tensor, nn
 
+from lorakeet.adapters.files import read_adapter_config
 from lorakeet.adapters.layer import is_conv1d
 from lorakeet.adapters.settings import NO_BIAS
 from lorakeet.adapters.stored import StoredAdapter, StoredLayer, read_stored
@@ -90,6 +91,9 @@ def plan_stream(
     Raises:
         FileFormatError: the adapter is damaged.
     """
+    if read_adapter_config(adapter_folder).get("target_parameters"):
+        told = "the adapter changes stacked experts, which the base's files may keep one by one"
+        return StreamPlan(pieces=(), files={}, obstacles=(told,))
     adapter = read_stored(adapter_folder)
     files = find_tensors(base_folder)
     obstacles = [f"the adapter is more than s B A: {note}" for note in adapter.beside_factors]
