@@ -1,6 +1,7 @@
 """What a recipe is predicted to train equals what the method attaches to the built model."""
 
 import pytest
+from transformers import MixtralConfig, MixtralForCausalLM
 
 from lorakeet.base.errors import RequestError
 from lorakeet.base.method_settings import MethodSettings
@@ -70,6 +71,15 @@ def test_a_classifiers_trained_biases_are_predicted(family, tmp_path):
     predicted, attached = both(
         build(family), tmp_path, {"bias": "all"}, task="classify", num_labels=3
     )
+    assert predicted == attached
+
+
+@pytest.mark.parametrize("targets", [["gate_up_proj", "q_proj"], ["experts.down_proj"]])
+def test_stacked_experts_are_counted_by_name(targets, tmp_path):
+    sizes = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 96,
+             "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
+    model = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4))
+    predicted, attached = both(model, tmp_path, {"targets": targets})
     assert predicted == attached
 
 

@@ -33,7 +33,7 @@ def list_experts(config: Config) -> list[Part]:
         norm(f"{layer}mlp.gate", num * hidden),
         Part(
             path=f"{layer}mlp.experts", kind="experts", weights=3 * num * hidden * width,
-            used_fraction=min(used / num, 1.0),
+            num_in=hidden, num_out=width, used_fraction=min(used / num, 1.0),
         ),
     ]  # fmt: skip
     if is_qwen:

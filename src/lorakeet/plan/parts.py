@@ -19,7 +19,7 @@ class Part:
     Args:
         path: the module's full name; ``{}`` stands for the number of the layer.
         kind: ``linear`` (what ``all-linear`` means), ``head``, ``embedding``, ``norm`` or
-            ``experts``.
+            ``experts``, whose ``num_in`` and ``num_out`` are those of one expert.
         weights: parameters of one such module, biases included.
         num_biases: how many of them are its bias.
         numbers: the layers that have it; empty when there is one for the whole model.
@@ -100,6 +100,25 @@ def embedding(path: str, num_rows: int, width: int) -> Part:
 def norm(path: str, width: int, *, has_bias: bool = False) -> Part:
     """A norm's scale, with or without a shift; other single vectors too."""
     return Part(path=path, kind="norm", weights=width * (1 + has_bias), num_biases=width * has_bias)
+
+
+def stacks_of(experts: Part) -> tuple[Part, ...]:
+    """The two stacked parameters of E experts as LoRA adapts them: E matrices beside each other.
+
+    >>> up, down = stacks_of(Part(path="m", kind="experts", weights=240, num_in=4, num_out=5))
+    >>> up.path, up.num_in, up.num_out, down.num_in, down.num_out
+    ('m.gate_up_proj', 16, 40, 20, 16)
+    """
+    h, w = experts.num_in, experts.num_out
+    num = experts.weights // (3 * h * w) if h and w else 0
+    sizes = {"gate_up_proj": (h, 2 * w), "down_proj": (w, h)} if num else {}
+    return tuple(
+        Part(
+            path=f"{experts.path}.{name}", kind="stack", weights=num * num_in * num_out,
+            num_in=num * num_in, num_out=num * num_out, numbers=experts.numbers,
+        )
+        for name, (num_in, num_out) in sizes.items()
+    )  # fmt: skip
 
 
 def in_layers(parts: Iterable[Part], numbers: Iterable[int]) -> list[Part]:

@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from lorakeet.base.method_settings import MethodSettings
 from lorakeet.plan.families import CLASS_HEADS
 from lorakeet.plan.model_facts import ModelFacts
-from lorakeet.plan.parts import ADAPTABLE, Part
+from lorakeet.plan.parts import ADAPTABLE, Part, stacks_of
 
 ALL_LINEAR = "all-linear"
 
@@ -86,6 +86,8 @@ def _adaptable(facts: ModelFacts) -> Iterator[tuple[Part, str]]:
     for part in facts.parts:
         if part.kind in ADAPTABLE:
             yield from ((part, name) for name in part.names())
+        for stack in stacks_of(part) if part.kind == "experts" else ():
+            yield from ((stack, name) for name in stack.names())
 
 
 def _is_target(part: Part, name: str, method: MethodSettings) -> bool:
