@@ -168,9 +168,22 @@ def _to_fitting(model: nn.Module, settings: Lora, tensors: Mapping[str, Tensor])
     loose = {p for p in paths for key in settings.modules_to_save if p.endswith(key)} - saved
     saved |= {p for p in loose if any(key.startswith(f"{PREFIX}{p}.") for key in tensors)}
     absent = {k for k in settings.modules_to_save if not any(ends_with(p, k) for p in paths)}
-    targets = [t for t in select_targets(model, settings) if not is_inside(t, list(saved))]
+    targets = [t for t in _select_as_peft(model, settings, paths) if not is_inside(t, list(saved))]
     kept = (*sorted(saved), *sorted(absent - {"classifier", "score"}))
     return replace(settings, targets=tuple(targets), exclude=(), modules_to_save=kept)
+
+
+def _select_as_peft(model: nn.Module, settings: Lora, paths: list[str]) -> list[str]:
+    """The targets of a file; PEFT lets ``layers`` choose among endings, not among full names."""
+    targets = settings.targets
+    full = [] if isinstance(targets, str) else [name for name in targets if name in paths]
+    if not settings.layers or not full:
+        return select_targets(model, settings)
+    anywhere = replace(settings, targets=tuple(full), layers=(), layers_pattern=())
+    found = select_targets(model, anywhere)
+    if endings := tuple(name for name in targets if name not in full):
+        found += select_targets(model, replace(settings, targets=endings))
+    return list(dict.fromkeys(found))
 
 
 def _fill(model: nn.Module, name: str, tensors: Mapping[str, Tensor], folder: Path) -> None:
