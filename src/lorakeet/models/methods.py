@@ -183,6 +183,7 @@ METHODS: dict[str, Method] = {
     "pissa-fast": _adapter("arXiv:2404.02948", start="pissa-fast"),
     "dora on pissa": _adapter("arXiv:2402.09353, arXiv:2404.02948", dora=True, start="pissa"),
     "adalora": _adapter("arXiv:2303.10512", adalora={"target_rank": 2}),
+    "lora and biases": _adapter("arXiv:2106.09685, arXiv:2106.10199", bias="all"),
     "full": Method(
         options={"kind": "full"}, apply=_apply_full, write=_write_full, source="all weights"
     ),
