@@ -5,7 +5,8 @@ import pytest
 
 from lorakeet.base.errors import DataError, RowError
 from lorakeet.base.records import Conversation, LabelledText, Origin, Passage, Turn
-from lorakeet.data.encode import encode_sample, explain, find_trained_spans
+from lorakeet.data.encode import encode_sample, explain
+from lorakeet.data.render import find_trained_spans
 
 HERE = Origin(path="rows.jsonl", line=7)
 TURNS = (

@@ -13,6 +13,8 @@ from lorakeet.base.records import EncodedSample, Origin
 from lorakeet.data.collate import collate
 from lorakeet.data.packing import build_pack
 from lorakeet.data.prefixes import find_prefixes, pack_shared_rows
+from lorakeet.models import attention
+from lorakeet.models.attention import How, Layout, attend_segments
 from lorakeet.models.packed import read_pack_facts
 from lorakeet.train.step import has_dropout, score_batch, score_packed
 from tests.families import DECODERS, ENCODERS, build
@@ -79,6 +81,28 @@ def test_shared_openings_have_the_loss_and_gradients_of_one_sample_at_a_time(fam
         if parameter.requires_grad and "lora_B" in name:
             parameter.data.copy_(torch.randn(parameter.shape, generator=generator) * 0.1)
     check_shared_equals_alone(model, some_samples())
+
+
+@pytest.mark.parametrize("how", [How(is_causal=True), How(is_causal=True, scaling=0.3),
+                                 How(is_causal=True, window=60)])  # fmt: skip
+@pytest.mark.parametrize("key_heads", [1, 2, 4])
+def test_the_fast_attention_is_the_readable_one(how, key_heads, monkeypatch):
+    layout = Layout.build((0, 17, 20, 36, 40, 41, 50), (-1, 0, 0, 2, 2, -1))
+    assert layout.openings == (((0, 17), (17, 41)), ((20, 36), (36, 41)))
+    generator = torch.Generator().manual_seed(0)
+    q, k, v = (
+        torch.randn(1, 50, heads, 8, generator=generator).transpose(1, 2).requires_grad_()
+        for heads in (4, key_heads, key_heads)
+    )
+    weights = torch.randn(1, 4, 50, 8, generator=generator)
+    found = []
+    for _ in range(2):
+        out = attend_segments(q, k, v, layout, how)
+        found.append([out, *torch.autograd.grad((out * weights).sum(), [q, k, v])])
+        monkeypatch.setattr(attention, "_is_fast", lambda *_: False)
+    assert "JoinedAttention" in str(found[0][0].grad_fn)
+    for one, two in zip(*found, strict=True):
+        torch.testing.assert_close(one, two, rtol=1e-5, atol=2e-6)
 
 
 @pytest.mark.parametrize("window", [4, 20])

@@ -16,7 +16,7 @@ from lorakeet.adapters.manifest import seal
 from lorakeet.base.errors import FileFormatError, LorakeetError, RequestError, RowError
 from lorakeet.base.recipe_file import read_recipe
 from lorakeet.base.records import Turn
-from lorakeet.data.encode import render
+from lorakeet.data.render import render
 from lorakeet.infer.prompts import encode_prompt, find_end_of_turn_id
 from lorakeet.models.load import load_model, read_tokenizer, resolve_base
 from lorakeet.serve.adapter_store import (

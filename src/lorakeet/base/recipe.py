@@ -73,6 +73,11 @@ class DataSettings(Section):
     text_column: str | None = setting(None, "the column of the text, when it is not recognised")
     label_column: str | None = setting(None, "the column of the label or answer, likewise")
     system: str | None = setting(None, "a system prompt for conversations that have none")
+    workers: int | Literal["auto"] = setting(
+        "auto",
+        "processes that encode rows; the samples do not depend on it",
+        why="auto is one a core, once there are more than 4,000 rows",
+    )
 
     @model_validator(mode="after")
     def _check(self) -> DataSettings:
@@ -83,6 +88,8 @@ class DataSettings(Section):
             )
         if isinstance(self.validation, float) and not 0 <= self.validation < 1:
             raise ValueError(f"validation is {self.validation}; a share lies between 0 and 1")
+        if self.workers != "auto" and self.workers < 0:
+            raise ValueError(f"workers is {self.workers}; it needs at least 0, or auto")
         if self.labels is not None and len(set(self.labels)) < 2:
             raise ValueError("labels needs at least two different names")
         return self

@@ -12,10 +12,11 @@ import hashlib
 import json
 import os
 import shutil
-from contextlib import suppress
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 from lorakeet.base.errors import FileFormatError, MachineError
 
@@ -118,18 +119,33 @@ def write_text(path: Path, text: str) -> None:
         MachineError: the disk is full or the folder cannot be written; an older
             file of that name is untouched.
     """
+    with open_to_replace(path, needed_bytes=len(text.encode())) as file:
+        file.write(text)
+
+
+@contextmanager
+def open_to_replace(path: Path, *, needed_bytes: int = 0) -> Iterator[TextIO]:
+    """A UTF-8 file to write, which takes its place whole when it is closed without an error.
+
+    Args:
+        needed_bytes: for the message of a full disk, where it is known.
+
+    Raises:
+        MachineError: as ``write_text``.
+    """
     beside = path.with_name(f".{path.name}.{os.getpid()}.tmp")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         with beside.open("w", encoding="utf-8") as file:
-            file.write(text)
+            yield file
             file.flush()
             os.fsync(file.fileno())
         beside.replace(path)
     except OSError as error:
+        raise to_disk_error(error, path, needed_bytes) from error
+    finally:
         with suppress(OSError):
             beside.unlink(missing_ok=True)
-        raise to_disk_error(error, path, len(text.encode())) from error
 
 
 def remove_leftovers(run: RunFolder) -> None:

@@ -35,21 +35,24 @@ class Deduplicator:
     """
 
     def __init__(self) -> None:
-        self._first_seen: dict[int, int] = {}
+        self._first_seen: dict[bytes, int] = {}
         self._paths: list[str] = []
         self._number_of_path: dict[str, int] = {}
 
     def is_duplicate(self, sample: Sample) -> Origin | None:
         """The origin of the first sample with the same text, or None; remembers new ones."""
-        key = int.from_bytes(content_hash(sample), "little")
+        return self.find_first(content_hash(sample), sample.origin)
+
+    def find_first(self, key: bytes, origin: Origin) -> Origin | None:
+        """As ``is_duplicate``, for a sample of which only hash and origin are at hand."""
         seen = self._first_seen.get(key)
         if seen is not None:
             return Origin(path=self._paths[seen >> _LINE_BITS], line=seen % (1 << _LINE_BITS))
-        path = sample.origin.path
+        path = origin.path
         number = self._number_of_path.setdefault(path, len(self._paths))
         if number == len(self._paths):
             self._paths.append(path)
-        self._first_seen[key] = (number << _LINE_BITS) | sample.origin.line
+        self._first_seen[key] = (number << _LINE_BITS) | origin.line
         return None
 
 

@@ -1,57 +1,35 @@
 """From a sample to token ids and a mask of what is trained.
 
-The tokenizer's own chat template is the only template.  Which tokens are trained
-is read off the rendered text, never off token ids, so it does not matter whether
-the end-of-turn token is also the padding token:
-
-    1. render the conversation:                 F
-    2. render it with each assistant text replaced by a marker that occurs nowhere:
-                                                p0 [marker 1] p1 [marker 2] p2
-    3. then F = p0 text1 p1 text2 p2, so the place of each text in F is known;
-       the end-of-turn token is what p1 and p2 begin with, and it is trained too.
-
-A template that rewrites assistant texts breaks step 3, and that is an error with a
-reason, as a wrong mask would train the wrong tokens without a word.
+conversation   the rendered text (``data.render``); a token is trained when it overlaps
+               an assistant text or its end token
+passage        BOS where the tokenizer puts one, the text, EOS; all trained
+labelled text  the encoder's special tokens around it; the label is what is trained
 """
 
 from __future__ import annotations
 
-import re
-from collections.abc import Sequence
-from typing import Any, Protocol
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
-from lorakeet.base.errors import DataError, RowError
-from lorakeet.base.records import (
-    Conversation,
-    EncodedSample,
-    LabelledText,
-    Passage,
-    Sample,
-    Turn,
-)
-
-Span = tuple[int, int]
-_MARKER = "\u2402lorakeet{}\u2403"
-_TAG = re.compile(r"<\|?[^<>|\s]{1,40}\|?>|\[/?[A-Z_]{2,20}\]")
+from lorakeet.base.errors import RowError
+from lorakeet.base.records import EncodedSample, LabelledText, Passage, Sample
+from lorakeet.data.render import Span, Tokenizer, find_trained_spans
 
 
-class Tokenizer(Protocol):
-    """What encoding needs of transformers' fast tokenizers."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Text:
+    """What the tokenizer is given for a sample.
 
-    chat_template: Any
-    bos_token: str | None
-    eos_token: str | None
-    bos_token_id: int | None
-    eos_token_id: int | None
-    all_special_tokens: list[str]
+    Args:
+        spans: the trained characters of a conversation.
+    """
 
-    def apply_chat_template(self, conversation: list[dict[str, str]], **options: Any) -> Any:
-        """The conversation as text (or ids)."""
-
-    def __call__(self, text: str, *more: Any, **options: Any) -> Any:
-        """Ids and, on request, the character offsets of each token."""
+    text: str
+    second: str | None = None
+    spans: list[Span] | None = None
 
 
 def encode_sample(
@@ -77,87 +55,52 @@ def encode_sample(
     Guarantees:
         ``mask[0]`` is False; a language-model sample has at least one True.
     """
-    if isinstance(sample, LabelledText):
-        return _encode_labelled(sample, tokenizer, max_tokens, too_long, label_names)
-    if isinstance(sample, Passage):
-        ids, mask = _encode_passage(sample, tokenizer)
-    else:
-        ids, mask = _encode_conversation(sample, tokenizer)
-    _check_bos(ids, tokenizer)
-    mask[:1] = False
-    ids, mask = _fit(ids, mask, max_tokens, too_long)
-    if not mask.any():
-        raise RowError(
-            "no token of this sample would be trained; it needs an assistant turn with text "
-            "inside the window.",
-            code="no-trained-token",
-        )
-    return EncodedSample(ids=ids, mask=mask, origin=sample.origin)
+    (found,) = encode_samples(
+        [sample], tokenizer, max_tokens=max_tokens, too_long=too_long, label_names=label_names
+    )
+    if isinstance(found, RowError):
+        raise found
+    return found
 
 
-def render(turns: Sequence[Turn], tokenizer: Tokenizer, *, ask: bool = False) -> str:
-    """A conversation as the text that the model sees.
+def encode_samples(
+    samples: Sequence[Sample],
+    tokenizer: Tokenizer,
+    *,
+    max_tokens: int,
+    too_long: str = "drop",
+    label_names: Sequence[str] = (),
+) -> list[EncodedSample | RowError]:
+    """Each sample as ``encode_sample`` gives it, or the error that it would raise.
 
-    Args:
-        ask: end with the header of an assistant turn, for generation.
+    The tokenizer gets all texts of a kind in one call, which spares most of the time
+    that transformers spends around a call and lets the tokenizer use every core.
 
     Raises:
-        DataError: there is no chat template.
-        RowError: the template refuses the conversation.
+        DataError: the tokenizer has no chat template and a sample is a conversation.
     """
-    if not tokenizer.chat_template:
-        raise DataError(
-            "the tokenizer has no chat template, so a conversation cannot be rendered. Take an "
-            "instruct model as base, or set task: text to train on plain text."
-        )
-    messages = [{"role": turn.role, "content": turn.content} for turn in turns]
-    try:
-        return tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=ask)
-    except template_failures() as error:
-        raise RowError(
-            f"the chat template refuses this conversation: {error}.", code="template"
-        ) from error
-
-
-def template_failures() -> tuple[type[Exception], ...]:
-    """What a template can end with: its own refusals, a sandbox's, and plain mistakes in it.
-
-    transformers renders templates in jinja2's immutable sandbox, where Python's inner
-    attributes cannot be reached and nothing that is passed in can be changed.
-    """
-    from jinja2 import TemplateError
-
-    return (TemplateError, TypeError, ValueError, ArithmeticError, LookupError, AttributeError,
-            RecursionError)  # fmt: skip
-
-
-def find_trained_spans(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[str, list[Span]]:
-    """The rendered text and the character spans of all assistant texts with their end tokens.
-
-    Raises:
-        RowError: the template does not keep the assistant texts as they are.
-    """
-    text = render(turns, tokenizer)
-    marked = [
-        Turn(role=turn.role, content=_MARKER.format(number)) if turn.role == "assistant" else turn
-        for number, turn in enumerate(turns)
-    ]
-    rest = render(marked, tokenizer)
-    position, spans = 0, []
-    for number, turn in enumerate(turns):
-        if turn.role != "assistant":
+    texts = [_to_text(sample, tokenizer, label_names) for sample in samples]
+    tokens = _tokenize([text for text in texts if isinstance(text, _Text)], tokenizer)
+    found: list[EncodedSample | RowError] = []
+    for sample, text in zip(samples, texts, strict=True):
+        if isinstance(text, RowError):
+            found.append(text)
             continue
-        before, marker, rest = rest.partition(_MARKER.format(number))
-        start = position + len(before)
-        said = _said_at(text, start, turn.content)
-        if not marker or text[position:start] != before or said is None:
-            raise _rewritten(number)
-        end_token = _end_token(rest, tokenizer)
-        position = start + len(said)
-        spans.append((start, position + len(end_token)))
-    if text[position:] != rest:
-        raise _rewritten(len(turns) - 1)
-    return text, spans
+        ids, offsets = next(tokens)
+        try:
+            if isinstance(sample, LabelledText):
+                ids = _fit_labelled(ids, text, tokenizer, max_tokens, too_long)
+                mask = np.zeros(len(ids), dtype=bool)
+            else:
+                ids, mask = _to_trained(ids, offsets, text, tokenizer)
+                ids, mask = _fit(ids, mask, max_tokens, too_long)
+                _check_trained(mask)
+        except RowError as error:
+            found.append(error)
+            continue
+        label = label_names.index(sample.label) if isinstance(sample, LabelledText) else -1
+        found.append(EncodedSample(ids=ids, mask=mask, origin=sample.origin, label=label))
+    return found
 
 
 def explain(encoded: EncodedSample, tokenizer: Any) -> list[tuple[str, bool]]:
@@ -176,53 +119,91 @@ def explain(encoded: EncodedSample, tokenizer: Any) -> list[tuple[str, bool]]:
     return runs
 
 
-def _encode_conversation(
-    sample: Conversation, tokenizer: Tokenizer
+def _to_text(sample: Sample, tokenizer: Tokenizer, label_names: Sequence[str]) -> _Text | RowError:
+    """The text of a sample, or why it has none."""
+    if isinstance(sample, Passage):
+        return _Text(text=sample.text)
+    if isinstance(sample, LabelledText):
+        if sample.label not in label_names:
+            listed = ", ".join(label_names)
+            return RowError(f"the label '{sample.label}' is none of {listed}.", code="label")
+        return _Text(text=sample.text, second=sample.second_text)
+    try:
+        text, spans = find_trained_spans(sample.turns, tokenizer)
+    except RowError as error:
+        return error
+    return _Text(text=text, spans=spans)
+
+
+def _tokenize(
+    texts: Sequence[_Text], tokenizer: Tokenizer
+) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
+    """Ids, and for conversations the characters of each token, in the order of the texts."""
+    found: list[tuple[np.ndarray, np.ndarray | None]] = [(np.zeros(0, np.int32), None)] * len(texts)
+    kinds: dict[tuple[bool, bool], list[int]] = {}
+    for place, text in enumerate(texts):
+        kinds.setdefault((text.spans is not None, text.second is not None), []).append(place)
+    for (is_rendered, is_pair), places in kinds.items():
+        told = [[texts[place].text for place in places]]
+        if is_pair:
+            told.append([texts[place].second or "" for place in places])
+        options = {"add_special_tokens": False, "return_offsets_mapping": True}
+        encoding = tokenizer(*told, return_attention_mask=False, **options if is_rendered else {})
+        for number, place in enumerate(places):
+            ids = np.asarray(encoding["input_ids"][number], dtype=np.int32)
+            offsets = encoding["offset_mapping"][number] if is_rendered else None
+            found[place] = (ids, offsets)
+    return iter(found)
+
+
+def _to_trained(
+    ids: np.ndarray, offsets: Any, text: _Text, tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids of the rendered text; a token is trained when it overlaps a trained span."""
-    text, spans = find_trained_spans(sample.turns, tokenizer)
-    encoding = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids = np.asarray(encoding["input_ids"], dtype=np.int32)
-    offsets = np.asarray(encoding["offset_mapping"], dtype=np.int64).reshape(-1, 2)
-    mask = np.zeros(len(ids), dtype=bool)
-    for start, end in spans:
-        mask |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+    """Ids and what is trained: tokens that overlap a trained span, or all of a passage.
+
+    A passage has BOS where the tokenizer puts one, the text and EOS.
+
+    Raises:
+        RowError: two BOS tokens stand at the head.
+    """
+    if text.spans is None:
+        eos = tokenizer.eos_token_id
+        if eos is not None and (not len(ids) or ids[-1] != eos):
+            ids = np.append(ids, np.int32(eos))
+        mask = np.ones(len(ids), dtype=bool)
+    else:
+        places = np.asarray(offsets, dtype=np.int32).reshape(-1, 2)
+        mask = np.zeros(len(ids), dtype=bool)
+        for start, end in text.spans:
+            mask |= (places[:, 0] < end) & (places[:, 1] > start)
+    _check_bos(ids, tokenizer)
+    mask[:1] = False
     return ids, mask
 
 
-def _encode_passage(sample: Passage, tokenizer: Tokenizer) -> tuple[np.ndarray, np.ndarray]:
-    """BOS where the tokenizer puts one, the text, EOS; all trained."""
-    ids = list(tokenizer(sample.text)["input_ids"])
-    eos = tokenizer.eos_token_id
-    if eos is not None and (not ids or ids[-1] != eos):
-        ids.append(eos)
-    return np.asarray(ids, dtype=np.int32), np.ones(len(ids), dtype=bool)
+def _fit_labelled(
+    ids: np.ndarray, text: _Text, tokenizer: Tokenizer, max_tokens: int, too_long: str
+) -> np.ndarray:
+    """The ids of a labelled text inside the window, its special tokens kept.
 
-
-def _encode_labelled(
-    sample: LabelledText,
-    tokenizer: Tokenizer,
-    max_tokens: int,
-    too_long: str,
-    label_names: Sequence[str],
-) -> EncodedSample:
-    """Ids with the encoder's special tokens, and the index of the label."""
-    if sample.label not in label_names:
-        raise RowError(
-            f"the label '{sample.label}' is none of {', '.join(label_names)}.", code="label"
-        )
-    ids = np.asarray(tokenizer(sample.text, sample.second_text)["input_ids"], dtype=np.int32)
+    Raises:
+        RowError: they are too many, and cutting is not asked for.
+    """
     if len(ids) > max_tokens and too_long == "cut":
-        ids = np.asarray(
-            tokenizer(
-                sample.text, sample.second_text, truncation="longest_first", max_length=max_tokens
-            )["input_ids"],
-            dtype=np.int32,
+        options = {"truncation": "longest_first", "max_length": max_tokens}
+        cut = tokenizer(text.text, text.second, **options)["input_ids"]
+        ids = np.asarray(cut, dtype=np.int32)
+    return _fit(ids, np.zeros(len(ids), dtype=bool), max_tokens, too_long)[0]
+
+
+def _check_trained(mask: np.ndarray) -> None:
+    """A sample without a trained token is no sample."""
+    if not mask.any():
+        raise RowError(
+            "no token of this sample would be trained; it needs an assistant turn with text "
+            "inside the window.",
+            code="no-trained-token",
         )
-    ids, mask = _fit(ids, np.zeros(len(ids), dtype=bool), max_tokens, too_long)
-    return EncodedSample(
-        ids=ids, mask=mask, origin=sample.origin, label=list(label_names).index(sample.label)
-    )
 
 
 def _fit(
@@ -244,26 +225,3 @@ def _check_bos(ids: np.ndarray, tokenizer: Tokenizer) -> None:
             "two BOS tokens stand at the head, one of the template and one of the row.",
             code="two-bos",
         )
-
-
-def _said_at(text: str, start: int, content: str) -> str | None:
-    """What stands for an assistant text at a place: the text itself, or the text trimmed."""
-    forms = (content, content.strip(), content.lstrip(), content.rstrip())
-    return next((form for form in forms if text.startswith(form, start)), None)
-
-
-def _end_token(rest: str, tokenizer: Tokenizer) -> str:
-    """The end-of-turn token that follows an assistant text, or nothing."""
-    known = sorted(filter(None, tokenizer.all_special_tokens), key=len, reverse=True)
-    found = next((token for token in known if rest.startswith(token)), None)
-    if found is None and (match := _TAG.match(rest)):
-        found = match.group()
-    return found or ""
-
-
-def _rewritten(number: int) -> RowError:
-    return RowError(
-        f"the chat template rewrites the assistant text of turn {number + 1} (thinking tags, for "
-        "example), so the trained tokens cannot be placed.",
-        code="template-rewrites",
-    )

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lorakeet.base.records import Conversation, DroppedRow, EncodedSample, LabelledText, Sample
@@ -21,6 +22,36 @@ from lorakeet.data.scripts import main_script
 
 _BINS = (32, 64, 128, 256, 512, 1024, 2048, 4096, 8192)
 _PARTIAL_CODES = frozenset({"cut"})  # reported, and yet trained on
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SampleFacts:
+    """What the report needs to know of a sample.
+
+    Args:
+        is_unanswered: a conversation that does not end with an assistant turn.
+        text_hash: of a labelled text without its label; else None.
+    """
+
+    path: str
+    schema: str
+    script: str
+    is_unanswered: bool = False
+    label: str = ""
+    text_hash: bytes | None = None
+
+
+def read_facts(sample: Sample, schema: str) -> SampleFacts:
+    """The facts of a sample that was read by a schema."""
+    text_hash = None
+    if isinstance(sample, LabelledText):
+        text_hash = content_hash(replace(sample, label=""))
+    return SampleFacts(
+        path=sample.origin.path, schema=schema, text_hash=text_hash,
+        script=main_script(" ".join(texts_of(sample))),
+        is_unanswered=isinstance(sample, Conversation) and sample.turns[-1].role != "assistant",
+        label=sample.label if isinstance(sample, LabelledText) else "",
+    )  # fmt: skip
 
 
 class DataLinter:
@@ -47,13 +78,18 @@ class DataLinter:
 
     def add_sample(self, sample: Sample, schema: str) -> None:
         """Counts a sample that was kept, under the name of the schema it was read by."""
-        self._schemas[schema] += 1
-        self._source(sample.origin.path)["samples"] += 1
-        self._scripts[main_script(" ".join(texts_of(sample)))] += 1
-        if isinstance(sample, Conversation) and sample.turns[-1].role != "assistant":
-            self._num_user_endings += 1
-        if isinstance(sample, LabelledText):
-            self._add_label(sample)
+        self.add_facts(read_facts(sample, schema))
+
+    def add_facts(self, facts: SampleFacts) -> None:
+        """Counts a sample of which only the facts are at hand."""
+        self._schemas[facts.schema] += 1
+        self._source(facts.path)["samples"] += 1
+        self._scripts[facts.script] += 1
+        self._num_user_endings += facts.is_unanswered
+        if facts.text_hash is not None:
+            self._labels[facts.label] += 1
+            first = self._label_of_text.setdefault(facts.text_hash, facts.label)
+            self._num_conflicts += first != facts.label
 
     def add_dropped(self, row: DroppedRow) -> None:
         """Counts a row that is not used, or only in part; the first of each code is quoted."""
@@ -101,14 +137,6 @@ class DataLinter:
 
     def _source(self, path: str) -> Counter[str]:
         return self._sources.setdefault(path, Counter(samples=0, dropped=0))
-
-    def _add_label(self, sample: LabelledText) -> None:
-        self._labels[sample.label] += 1
-        bare = LabelledText(
-            text=sample.text, second_text=sample.second_text, label="", origin=sample.origin
-        )
-        first = self._label_of_text.setdefault(content_hash(bare), sample.label)
-        self._num_conflicts += first != sample.label
 
     def _to_tokens(self) -> dict[str, Any]:
         total = sum(length * number for length, number in self._lengths.items())

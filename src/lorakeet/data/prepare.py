@@ -10,29 +10,28 @@ rows and another order, and equal texts never stand on both sides.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass, field, replace
+from collections.abc import Callable, Iterator
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from lorakeet.base.errors import DataError, FileFormatError, RowError
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
-from lorakeet.base.records import Conversation, DroppedRow, EncodedSample, RawRow, Sample, Turn
-from lorakeet.base.run_folder import read_json, sha256_file, write_json, write_text
+from lorakeet.base.records import DroppedRow, EncodedSample, RawRow
+from lorakeet.base.run_folder import open_to_replace, read_json, sha256_file, write_json
 from lorakeet.base.stamps import fingerprint
-from lorakeet.data.clean import clean_sample, texts_of
-from lorakeet.data.dedup import Deduplicator, content_hash
-from lorakeet.data.encode import Tokenizer, encode_sample
-from lorakeet.data.fields import schema_name
+from lorakeet.data.chunk import ChunkEncoder, to_dropped
+from lorakeet.data.dedup import Deduplicator
 from lorakeet.data.lint import DataLinter
-from lorakeet.data.privacy import mask_sample
+from lorakeet.data.render import Tokenizer
 from lorakeet.data.schemas import to_sample
-from lorakeet.data.shards import ShardReader, write_shards
+from lorakeet.data.shards import ShardReader, ShardWriter
 from lorakeet.data.sources import list_files, read_rows
+from lorakeet.data.workers import count_workers, map_pieces
 
 MIN_ROWS_TO_SPLIT = 20
-_PREVIEW_CHARS = 120
+_ROWS_OF_A_CHUNK = 256
 _PROGRESS_EVERY_ROWS = 500
 
 
@@ -53,19 +52,25 @@ class PreparedData:
 
 @dataclass
 class DataStage:
-    """One pass over the sources: settings, tokenizer and what has been counted."""
+    """One pass over the sources: settings, tokenizer and what has been counted.
+
+    Args:
+        write_dropped: gets each line of ``dropped.jsonl``.
+        num_workers: processes that encode rows; 0 for none.
+    """
 
     recipe: Recipe
     tokenizer: Tokenizer
     emit: Emit
+    write_dropped: Callable[[str], object] = len
+    num_workers: int = 0
     label_names: tuple[str, ...] = ()
     linter: DataLinter = field(default_factory=DataLinter)
-    dropped: list[DroppedRow] = field(default_factory=list)
     duplicates: Deduplicator = field(default_factory=Deduplicator)
 
     def drop(self, row: DroppedRow) -> None:
         """Notes a row that is not used whole."""
-        self.dropped.append(row)
+        self.write_dropped(json.dumps(_to_line(row), ensure_ascii=False) + "\n")
         self.linter.add_dropped(row)
 
 
@@ -90,11 +95,14 @@ def prepare_data(recipe: Recipe, tokenizer: Tokenizer, folder: Path, emit: Emit)
         except FileFormatError as error:
             emit("alarm", code="damaged-data", step=0,
                  message=f"{error} They are built again from the sources.")  # fmt: skip
-    stage = DataStage(recipe=recipe, tokenizer=tokenizer, emit=emit)
-    stage.label_names = find_labels(stage)
-    _write_splits(stage, folder)
-    lines = (json.dumps(_to_line(row), ensure_ascii=False) + "\n" for row in stage.dropped)
-    write_text(folder / "dropped.jsonl", "".join(lines))
+    with open_to_replace(folder / "dropped.jsonl") as dropped:
+        asked = recipe.data.workers
+        stage = DataStage(
+            recipe=recipe, tokenizer=tokenizer, emit=emit, write_dropped=dropped.write,
+            num_workers=count_workers() if asked == "auto" else asked,
+        )  # fmt: skip
+        stage.label_names = find_labels(recipe)
+        _write_splits(stage, folder)
     report = _make_report(stage, folder, digest)
     if not report["num_train"]:
         raise DataError(_nothing_left(stage))
@@ -104,102 +112,93 @@ def prepare_data(recipe: Recipe, tokenizer: Tokenizer, folder: Path, emit: Emit)
     return _open(folder, report)
 
 
-def iterate_samples(
-    stage: DataStage, path: str, *, keep_count: bool = True
-) -> Iterator[tuple[Sample, str]]:
-    """Clean samples of one source with the name of their schema; the others are dropped."""
-    settings = stage.recipe.data
-    for number, row in enumerate(read_rows(path, stage.drop), 1):
-        if keep_count and number % _PROGRESS_EVERY_ROWS == 0:
-            stage.emit("progress", stage="data", done=number, total=0)
-        try:
-            sample = to_sample(row, task=stage.recipe.task, settings=settings)
-        except RowError as error:
-            stage.drop(_to_dropped(row, error))
-            continue
-        sample = clean_sample(sample) if settings.clean else sample
-        sample = _with_system(sample, settings.system)
-        if settings.private_data == "mask":
-            sample, counts = mask_sample(sample)
-            stage.linter.add_masked(counts)
-        first = stage.duplicates.is_duplicate(sample) if settings.deduplicate else None
-        if first is not None:
-            error = RowError(f"the same text as {first}.", code="duplicate")
-            stage.drop(_to_dropped(row, error))
-            continue
-        yield sample, schema_name(row.fields)
-
-
-def encoded_samples(stage: DataStage, path: str) -> Iterator[tuple[EncodedSample, Sample]]:
-    """Encoded samples of one source, each with the text it came from."""
-    for sample, schema in iterate_samples(stage, path):
-        try:
-            encoded = _encode(stage, sample, too_long="drop")
-        except RowError as error:
-            stage.drop(_to_dropped(sample, error))
-            if error.code != "cut":
+def encoded_samples(stage: DataStage, path: str) -> Iterator[tuple[EncodedSample, bytes]]:
+    """Encoded samples of one source, each with the hash of its content; the others are dropped."""
+    encoder = ChunkEncoder(
+        recipe=stage.recipe, tokenizer=stage.tokenizer, label_names=stage.label_names
+    )
+    finds_duplicates, number = stage.recipe.data.deduplicate, 0
+    notes: dict[int, list[DroppedRow]] = {}
+    for rows, outcomes in map_pieces(encoder, _chunks(path, notes), stage.num_workers):
+        for row, outcome in zip(rows, outcomes, strict=True):
+            for unread in notes.pop(number, ()):
+                stage.drop(unread)
+            number += 1
+            if number % _PROGRESS_EVERY_ROWS == 0:
+                stage.emit("progress", stage="data", done=number, total=0)
+            if outcome.refused is not None:
+                stage.drop(outcome.refused)
                 continue
-            encoded = _encode(stage, sample, too_long="cut")
-        stage.linter.add_sample(sample, schema)
-        stage.linter.add_encoded(encoded)
-        yield encoded, sample
+            stage.linter.add_masked(outcome.masked)
+            first = (
+                stage.duplicates.find_first(outcome.key, row.origin) if finds_duplicates else None
+            )
+            if first is not None:
+                error = RowError(f"the same text as {first}.", code="duplicate")
+                stage.drop(to_dropped(row, error))
+                continue
+            for note in outcome.notes:
+                stage.drop(note)
+            if outcome.encoded is not None:
+                stage.linter.add_facts(outcome.facts)
+                stage.linter.add_encoded(outcome.encoded)
+                yield outcome.encoded, outcome.key
+    for unread in notes.pop(number, ()):
+        stage.drop(unread)
 
 
-def _encode(stage: DataStage, sample: Sample, *, too_long: str) -> EncodedSample:
-    """A sample in the recipe's window.
+def _chunks(path: str, notes: dict[int, list[DroppedRow]]) -> Iterator[list[RawRow]]:
+    """The rows of a source in runs; what could not be read is noted under the row that follows."""
+    number = 0
+    rows: list[RawRow] = []
 
-    Raises:
-        RowError: it cannot be encoded; with code ``cut`` when cutting is what is asked for.
-    """
-    settings = stage.recipe.data
-    try:
-        return encode_sample(
-            sample, stage.tokenizer, max_tokens=settings.max_tokens,
-            too_long=too_long, label_names=stage.label_names,
-        )  # fmt: skip
-    except RowError as error:
-        if error.code == "too-long" and settings.too_long == "cut":
-            reason = f"{error.reason} The end is cut off and not trained."
-            raise RowError(reason, code="cut") from error
-        raise
+    def note(row: DroppedRow) -> None:
+        notes.setdefault(number, []).append(row)
+
+    for row in read_rows(path, note):
+        rows.append(row)
+        number += 1
+        if len(rows) == _ROWS_OF_A_CHUNK:
+            yield rows
+            rows = []
+    if rows:
+        yield rows
 
 
-def is_for_validation(sample: Sample, share: float) -> bool:
+def is_for_validation(key: bytes, share: float) -> bool:
     """Whether the hash of a sample's content falls into the validation share."""
-    return int.from_bytes(content_hash(sample)[:6], "big") < share * 256**6
+    return int.from_bytes(key[:6], "big") < share * 256**6
 
 
 def _write_splits(stage: DataStage, folder: Path) -> None:
     """Train and validation shards; a share is split off as the rows pass."""
     share = stage.recipe.data.validation
-    held_back: list[tuple[EncodedSample, int]] = []
-
-    def to_train() -> Iterator[tuple[EncodedSample, int]]:
+    with (
+        ShardWriter(folder / "train") as train,
+        ShardWriter(folder / "validation") as validation,
+    ):
         for number, source in enumerate(stage.recipe.data.train):
-            for encoded, sample in encoded_samples(stage, source.path):
-                if isinstance(share, float) and is_for_validation(sample, share):
-                    held_back.append((encoded, number))
-                else:
-                    yield encoded, number
-
-    write_shards(to_train(), folder / "train")
-    if isinstance(share, str):
-        held_back = [(encoded, 0) for encoded, _ in encoded_samples(stage, share)]
-    write_shards(held_back, folder / "validation")
+            for encoded, key in encoded_samples(stage, source.path):
+                is_held = isinstance(share, float) and is_for_validation(key, share)
+                (validation if is_held else train).add(encoded, number)
+        if isinstance(share, str):
+            for encoded, _ in encoded_samples(stage, share):
+                validation.add(encoded, 0)
 
 
-def find_labels(stage: DataStage) -> tuple[str, ...]:
+def find_labels(recipe: Recipe) -> tuple[str, ...]:
     """The classes of a classification task: as given, or as found in a first pass."""
-    if stage.recipe.task != "classify":
+    if recipe.task != "classify":
         return ()
-    if stage.recipe.data.labels:
-        return stage.recipe.data.labels
-    trial = DataStage(recipe=stage.recipe, tokenizer=stage.tokenizer, emit=stage.emit)
-    found = {
-        sample.label
-        for source in stage.recipe.data.train
-        for sample, _ in iterate_samples(trial, source.path, keep_count=False)
-    }
+    if recipe.data.labels:
+        return recipe.data.labels
+    found = set()
+    for source in recipe.data.train:
+        for row in read_rows(source.path, _pass_over):
+            try:
+                found.add(to_sample(row, task="classify", settings=recipe.data).label)
+            except RowError:
+                continue  # the second pass tells
     if len(found) < 2:
         raise DataError(
             f"the training rows have {len(found)} different labels ({', '.join(sorted(found))}); "
@@ -247,9 +246,10 @@ def _digest_inputs(recipe: Recipe, tokenizer: Tokenizer) -> str:
     files = [
         (str(file), sha256_file(file)) for path in source_paths(recipe) for file in list_files(path)
     ]
+    settings = recipe.data.model_dump(mode="json", exclude={"workers"})
     probe = tokenizer("Lorakeet 你好 1234\n")["input_ids"]
     return fingerprint(
-        files, recipe.task, recipe.data.model_dump(mode="json"), _digest_template(tokenizer),
+        files, recipe.task, settings, _digest_template(tokenizer),
         list(probe), len(tokenizer),  # type: ignore[arg-type]
     )  # fmt: skip
 
@@ -259,19 +259,8 @@ def _digest_template(tokenizer: Tokenizer) -> str:
     return fingerprint(str(tokenizer.chat_template))
 
 
-def _with_system(sample: Sample, system: str | None) -> Sample:
-    """A conversation that opens with the recipe's system prompt when it has none."""
-    if not system or not isinstance(sample, Conversation) or sample.turns[0].role == "system":
-        return sample
-    return replace(sample, turns=(Turn(role="system", content=system), *sample.turns))
-
-
-def _to_dropped(row: RawRow | Sample, error: RowError) -> DroppedRow:
-    """The note of a row that is not used."""
-    text = str(row.fields) if isinstance(row, RawRow) else " | ".join(texts_of(row))
-    return DroppedRow(
-        origin=row.origin, code=error.code, reason=error.reason, preview=text[:_PREVIEW_CHARS]
-    )
+def _pass_over(_row: DroppedRow) -> None:
+    """Leaves the telling of a dropped row to the second pass."""
 
 
 def _to_line(row: DroppedRow) -> dict[str, Any]:
@@ -288,4 +277,5 @@ def _nothing_left(stage: DataStage) -> str:
         f"  {entry['rows']} x {code}, such as {entry['example']}"
         for code, entry in list(reasons.items())[:5]
     )
-    return f"nothing is left to train on; {len(stage.dropped)} rows were dropped:\n{listed}"
+    number = sum(entry["rows"] for entry in reasons.values())
+    return f"nothing is left to train on; {number} rows were dropped:\n{listed}"

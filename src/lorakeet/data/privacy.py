@@ -45,6 +45,7 @@ _PHONE = re.compile(
 _INTERNATIONAL_PHONE = re.compile(
     r"(?<![0-9A-Za-z+])\+[1-9]\d{0,2}(?:[ .-]?\(?\d{1,5}\)?){2,5}(?![0-9A-Za-z])"
 )
+_DIGIT = re.compile(r"\d")
 _ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _ID_CHECKS = "10X98765432"
 
@@ -58,7 +59,7 @@ def mask_private(text: str) -> tuple[str, dict[str, int]]:
     counts: Counter[str] = Counter()
     if "@" in text:
         text = _mask(text, "email", _EMAIL, _is_sure, counts)
-    if any(char.isdigit() for char in text):
+    if _DIGIT.search(text):
         for kind, pattern, is_valid in _NUMBERS:
             text = _mask(text, kind, pattern, is_valid, counts)
     return text, dict(counts)

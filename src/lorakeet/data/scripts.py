@@ -37,19 +37,20 @@ def main_script(text: str) -> str:
         ``japanese`` when kana stand beside Chinese characters; ``other`` for
         numbers, emoji and scripts that are not listed.
 
-    Cost: about 0.1 ms for ASCII text, 0.5 ms for others.
+    Cost: nothing for ASCII text, about 0.5 ms for others.
 
     >>> main_script("今天天气很好 very good"), main_script("これは本です"), main_script("12 + 3")
     ('chinese', 'japanese', 'other')
     """
     head = text[:_SAMPLE_CHARS]
+    if head.isascii():
+        return "latin" if _LATIN_WORD.search(head) else "other"
     words = {"latin": float(len(_LATIN_WORD.findall(head)))}
-    if not head.isascii():
-        for name, pattern in _COUNTED.items():
-            chars_per_word = 2 if name in ("chinese", "kana", "korean") else 5
-            words[name] = len(pattern.findall(head)) / chars_per_word
-        if words["kana"] > 0.1 * words["chinese"]:  # Japanese mixes both; Chinese has no kana
-            words["japanese"] = words.pop("kana") + words.pop("chinese")
+    for name, pattern in _COUNTED.items():
+        chars_per_word = 2 if name in ("chinese", "kana", "korean") else 5
+        words[name] = len(pattern.findall(head)) / chars_per_word
+    if words["kana"] > 0.1 * words["chinese"]:  # Japanese mixes both; Chinese has no kana
+        words["japanese"] = words.pop("kana") + words.pop("chinese")
     best = max(words, key=lambda name: words[name])
     if words[best] == 0:
         return "other"

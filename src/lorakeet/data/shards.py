@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -23,6 +24,7 @@ from lorakeet.base.records import EncodedSample, Origin
 from lorakeet.base.run_folder import read_json, sha256_file, to_disk_error, write_json
 
 FORMAT = 2
+_ROWS_AT_ONCE = 1024
 _TYPES = {
     "ids": np.int32,
     "mask": np.uint8,
@@ -42,46 +44,101 @@ class ShardIndex:
     num_tokens: int
 
 
+class ShardWriter:
+    """Takes samples one by one; the folder appears when the writer is closed without an error.
+
+    Use it as a context manager.
+
+    Raises:
+        MachineError: the disk is full; the older folder is gone, no new one appears.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self._beside = folder.with_name(f".{folder.name}.tmp")
+        self._paths: dict[str, int] = {}
+        self._waiting: list[tuple[EncodedSample, int]] = []
+        self._num_tokens = 0
+        self.num_rows = 0
+        with self._on_disk():
+            shutil.rmtree(self._beside, ignore_errors=True)
+            self._beside.mkdir(parents=True)
+            self._files = {name: (self._beside / f"{name}.bin").open("wb") for name in _TYPES}
+
+    def __enter__(self) -> ShardWriter:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, *_: object) -> None:
+        with self._on_disk():
+            if kind is None:
+                self._flush()
+            for file in self._files.values():
+                file.close()
+            if kind is not None:
+                shutil.rmtree(self._beside, ignore_errors=True)
+                return
+            write_json(self._beside / "paths.json", list(self._paths))
+            hashes = {file.name: sha256_file(file) for file in sorted(self._beside.iterdir())}
+            counts = {"format": FORMAT, "rows": self.num_rows, "tokens": self._num_tokens}
+            write_json(self._beside / "index.json", counts | {"sha256": hashes})
+            shutil.rmtree(self.folder, ignore_errors=True)
+            self._beside.replace(self.folder)
+
+    def add(self, sample: EncodedSample, source: int) -> None:
+        """Appends a sample of a source."""
+        self._waiting.append((sample, source))
+        self.num_rows += 1
+        if len(self._waiting) == _ROWS_AT_ONCE:
+            with self._on_disk():
+                self._flush()
+
+    def to_index(self) -> ShardIndex:
+        """What has been written."""
+        return ShardIndex(num_rows=self.num_rows, num_tokens=self._num_tokens)
+
+    def _flush(self) -> None:
+        """Writes the waiting samples, a column at a time."""
+        samples = [sample for sample, _ in self._waiting]
+        if not samples:
+            return
+        number_of = [
+            self._paths.setdefault(sample.origin.path, len(self._paths)) for sample in samples
+        ]
+        ends = np.cumsum([len(sample.ids) for sample in samples]) + self._num_tokens
+        self._num_tokens = int(ends[-1])
+        columns = {
+            "ids": np.concatenate([sample.ids for sample in samples]),
+            "mask": np.concatenate([sample.mask for sample in samples]),
+            "ends": ends,
+            "labels": [sample.label for sample in samples],
+            "sources": [source for _, source in self._waiting],
+            "lines": [sample.origin.line for sample in samples],
+            "path_numbers": number_of,
+        }
+        for name, kind in _TYPES.items():
+            self._files[name].write(np.asarray(columns[name], dtype=kind).tobytes())
+        self._waiting.clear()
+
+    @contextmanager
+    def _on_disk(self) -> Iterator[None]:
+        """Turns the system's error into one with a remedy, and leaves nothing half written."""
+        try:
+            yield
+        except OSError as error:
+            shutil.rmtree(self._beside, ignore_errors=True)
+            raise to_disk_error(error, self.folder, 0) from error
+
+
 def write_shards(samples: Iterable[tuple[EncodedSample, int]], folder: Path) -> ShardIndex:
     """Streams samples with the number of their source to a folder, replacing what was there.
 
     Raises:
         MachineError: the disk is full; the older folder is gone, no new one appears.
     """
-    beside = folder.with_name(f".{folder.name}.tmp")
-    shutil.rmtree(beside, ignore_errors=True)
-    try:
-        beside.mkdir(parents=True)
-        index = _write_files(samples, beside)
-        shutil.rmtree(folder, ignore_errors=True)
-        beside.replace(folder)
-    except OSError as error:
-        shutil.rmtree(beside, ignore_errors=True)
-        raise to_disk_error(error, folder, 0) from error
-    return index
-
-
-def _write_files(samples: Iterable[tuple[EncodedSample, int]], folder: Path) -> ShardIndex:
-    """One file a column; the index last."""
-    paths: dict[str, int] = {}
-    files = {name: (folder / f"{name}.bin").open("wb") for name in _TYPES}
-    rows = tokens = 0
-    try:
+    with ShardWriter(folder) as writer:
         for sample, source in samples:
-            rows, tokens = rows + 1, tokens + len(sample.ids)
-            number = paths.setdefault(sample.origin.path, len(paths))
-            values = (sample.ids, sample.mask, tokens, sample.label, source,
-                      sample.origin.line, number)  # fmt: skip
-            for (name, kind), value in zip(_TYPES.items(), values, strict=True):
-                files[name].write(np.asarray(value, dtype=kind).tobytes())
-    finally:
-        for file in files.values():
-            file.close()
-    write_json(folder / "paths.json", list(paths))
-    hashes = {path.name: sha256_file(path) for path in sorted(folder.iterdir())}
-    content = {"format": FORMAT, "rows": rows, "tokens": tokens, "sha256": hashes}
-    write_json(folder / "index.json", content)
-    return ShardIndex(num_rows=rows, num_tokens=tokens)
+            writer.add(sample, source)
+    return writer.to_index()
 
 
 class ShardReader:

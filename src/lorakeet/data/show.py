@@ -42,7 +42,7 @@ def render_sources(
         DataError: a source cannot be read.
     """
     stage = DataStage(recipe=recipe, tokenizer=tokenizer, emit=_quiet)
-    stage.label_names = find_labels(stage)
+    stage.label_names = find_labels(recipe)
     encoded = (
         pair[0] for source in recipe.data.train for pair in encoded_samples(stage, source.path)
     )

@@ -7,7 +7,7 @@ from typing import Any
 
 from lorakeet.base.errors import RequestError
 from lorakeet.base.records import Turn
-from lorakeet.data.encode import template_failures
+from lorakeet.data.render import template_failures
 
 _PROBE = "kestrel"
 

@@ -6,19 +6,34 @@ A whole sample is a segment without ancestors; a shared opening is the ancestor 
 follows it in each sample, so its keys and values are computed once and their gradients
 add up over all the samples.
 
+Two ways, which a test compares.  The readable one gives each segment its own call over the
+keys that it sees.  The fast one (float32 on a CPU) takes an opening once for all that
+follow it, and joins the parts of a softmax by their log-sum-exp L:
+
+    L = log(e^L1 + e^L2),   out = e^(L1 - L) out1 + e^(L2 - L) out2
+
+Its backward passes the joined L and out to each part, which gives each its exact share of
+the gradient (arXiv:2307.08691 section 3.1, equations of the backward pass).  Only q, k, v,
+out and L are kept, and keys are never copied.
+
 Legend: T tokens of the row, H heads, D width of a head, R tokens of a segment, P tokens
 of its ancestors.
 """
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
 Span = tuple[int, int]
+_FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -27,9 +42,12 @@ class Layout:
 
     Args:
         segments: for each segment the spans of its ancestors in their order, then its own.
+        openings: each segment that others go on from, with the span of all these, which
+            follow it directly.
     """
 
     segments: tuple[tuple[Span, ...], ...]
+    openings: tuple[tuple[Span, Span], ...] = ()
 
     @classmethod
     def build(cls, bounds: tuple[int, ...], parents: tuple[int, ...] = ()) -> Layout:
@@ -38,7 +56,16 @@ class Layout:
         for number, span in enumerate(zip(bounds, bounds[1:], strict=False)):
             parent = parents[number] if parents else -1
             segments.append((*(segments[parent] if parent >= 0 else ()), span))
-        return cls(segments=tuple(segments))
+        reach: dict[Span, int] = {}
+        for *ancestors, (_, end) in segments:
+            reach.update(dict.fromkeys(ancestors, end))
+        openings = tuple((span, (span[1], end)) for span, end in reach.items())
+        return cls(segments=tuple(segments), openings=openings)
+
+    @property
+    def longest(self) -> int:
+        """Tokens of the longest sample."""
+        return max(sum(end - start for start, end in spans) for spans in self.segments)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,6 +95,8 @@ def attend_segments(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: How) -
     Returns:
         [1, H, T, D].
     """
+    if _is_fast(q, v, layout, how):
+        return _JoinedAttention.apply(q, k, v, layout, how)
     k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
     parts = [
         _attend(
@@ -119,3 +148,70 @@ def _attend_with_cap(q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
     mask = _mask(q.shape[2], k.shape[2], how).to(q.device)
     scores = scores.masked_fill(~mask, float("-inf"))
     return torch.softmax(scores.float(), -1).to(q.dtype) @ v
+
+
+def _is_fast(q: Tensor, v: Tensor, layout: Layout, how: How) -> bool:
+    """Whether the joined way computes what is asked."""
+    is_usual = how.dropout == 0 and how.soft_cap is None and q.shape[-1] == v.shape[-1]
+    sees_all = how.window is None or layout.longest <= how.window
+    return is_usual and sees_all and q.device.type == "cpu" and q.dtype == torch.float32
+
+
+class _JoinedAttention(torch.autograd.Function):
+    """Attention of a row of segments by torch's flash kernel for CPUs, called part by part."""
+
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: How) -> Tensor:
+        out, lse = torch.empty_like(q), q.new_empty(q.shape[:3])
+        for mine, theirs, is_causal in _parts(layout, how):
+            part, part_lse = _FORWARD(
+                _at(q, mine), *_keys(q, k, v, theirs), 0.0, is_causal, scale=how.scaling
+            )
+            if mine == theirs:
+                _at(out, mine).copy_(part)
+                _at(lse, mine).copy_(part_lse)
+                continue
+            joined = torch.logaddexp(_at(lse, mine), part_lse)
+            _at(out, mine).lerp_(part, (part_lse - joined).exp_()[..., None])
+            _at(lse, mine).copy_(joined)
+        ctx.save_for_backward(q, k, v, out, lse)
+        ctx.layout, ctx.how = layout, how
+        return out
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_out: Tensor) -> tuple[Tensor | None, ...]:
+        q, k, v, out, lse = ctx.saved_tensors
+        dq, dk, dv = (torch.zeros_like(x) for x in (q, k, v))
+        for mine, theirs, is_causal in _parts(ctx.layout, ctx.how):
+            part_dq, part_dk, part_dv = _BACKWARD(
+                _at(d_out, mine), _at(q, mine), *_keys(q, k, v, theirs), _at(out, mine),
+                _at(lse, mine), 0.0, is_causal, scale=ctx.how.scaling,
+            )  # fmt: skip
+            _at(dq, mine).add_(part_dq)
+            _at(dk, theirs).add_(_unrepeat(part_dk, k.shape[1]))
+            _at(dv, theirs).add_(_unrepeat(part_dv, v.shape[1]))
+        return dq, dk, dv, None, None
+
+
+def _parts(layout: Layout, how: How) -> Iterator[tuple[Span, Span, bool]]:
+    """Queries, keys, and whether each query sees only the keys up to itself."""
+    for *_, span in layout.segments:
+        yield span, span, how.is_causal
+    for opening, followers in layout.openings:
+        yield followers, opening, False
+
+
+def _at(x: Tensor, span: Span) -> Tensor:
+    """The tokens of a span, a view."""
+    return x[:, :, span[0] : span[1]]
+
+
+def _keys(q: Tensor, k: Tensor, v: Tensor, span: Span) -> tuple[Tensor, Tensor]:
+    """Keys and values of a span for every head of the queries."""
+    return _repeat(_at(k, span), q.shape[1]), _repeat(_at(v, span), q.shape[1])
+
+
+def _unrepeat(x: Tensor, heads: int) -> Tensor:
+    """The sum over the query heads that share a key-value head."""
+    return x if x.shape[1] == heads else x.unflatten(1, (heads, -1)).sum(2)
