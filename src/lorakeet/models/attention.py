@@ -114,7 +114,7 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
     if how.soft_cap is not None:
         return _attend_with_cap(q, k, v, how)
     needs_mask = is_windowed or (how.is_causal and all_tokens > length)
-    mask = _mask(length, all_tokens, how).to(q.device) if needs_mask else None
+    mask = _mask(length, all_tokens, how, q.device) if needs_mask else None
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=how.dropout, scale=how.scaling,
         is_causal=how.is_causal and mask is None and length > 1,
@@ -133,9 +133,9 @@ def _repeat(x: Tensor, heads: int) -> Tensor:
     return x if groups == 1 else x.repeat_interleave(groups, dim=1)
 
 
-def _mask(length: int, all_tokens: int, how: How) -> Tensor:
+def _mask(length: int, all_tokens: int, how: How, device: torch.device) -> Tensor:
     """Bool [R, P + R], True where a query (row) sees a key (column)."""
-    place = torch.arange(all_tokens)
+    place = torch.arange(all_tokens, device=device)
     distance = place[all_tokens - length :, None] - place[None, :]
     seen = distance >= 0 if how.is_causal else torch.ones_like(distance, dtype=torch.bool)
     return seen & (distance.abs() < how.window) if how.window is not None else seen
@@ -145,7 +145,7 @@ def _attend_with_cap(q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
     """Gemma 2's attention, z -> c tanh(z / c) before the softmax."""
     scale = how.scaling if how.scaling is not None else q.shape[-1] ** -0.5
     scores = how.soft_cap * torch.tanh(q @ k.transpose(-1, -2) * scale / how.soft_cap)
-    mask = _mask(q.shape[2], k.shape[2], how).to(q.device)
+    mask = _mask(q.shape[2], k.shape[2], how, q.device)
     scores = scores.masked_fill(~mask, float("-inf"))
     return torch.softmax(scores.float(), -1).to(q.dtype) @ v
 
