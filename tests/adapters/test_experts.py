@@ -12,6 +12,7 @@ from lorakeet.adapters.experts import wrapper_of
 from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.layer import Lora
 from lorakeet.adapters.merge import merge, unmerge
+from lorakeet.api.adapters import select_targets_of
 from lorakeet.base.errors import RequestError
 from tests.families import some_ids
 
@@ -153,6 +154,14 @@ def test_adapters_of_different_parameters_switch_and_are_written_alone(tmp_path)
     detach(model, "one")
     set_active(model, "two")
     assert torch.equal(answer(model), answers["two"])
+
+
+def test_the_shown_targets_count_every_expert(tmp_path):
+    model = build("mixtral")
+    model.save_pretrained(tmp_path)
+    report = attach(model, Lora(rank=3, targets=BOTH))
+    shown = select_targets_of(str(tmp_path), Lora(rank=3, targets=BOTH))
+    assert {each.module: (each.rank, each.parameters) for each in shown} == report.targets
 
 
 @pytest.mark.parametrize("more", [{"dora": True}, {"dropout": 0.1}, {"start": "pissa"}])

@@ -50,6 +50,15 @@ def test_layers_that_the_model_lacks_are_refused_with_the_highest_one():
         attach(build("llama"), Lora(layers=(9,)))
 
 
+@pytest.mark.parametrize("target", ["norm", "rotary_emb", "mlp"])
+def test_a_target_that_is_no_layer_is_refused_with_its_kind(target):
+    model = build("llama")
+    modules = dict(model.named_modules())
+    with pytest.raises(RequestError, match="cannot carry a LoRA adapter"):
+        attach(model, Lora(rank=2, targets=(target,)))
+    assert dict(model.named_modules()) == modules
+
+
 @pytest.mark.parametrize("family", ["llama", "gpt2"])
 def test_layers_and_exclusions_go_through_files_both_ways(family, tmp_path):
     names = {"llama": ("q_proj", "v_proj"), "gpt2": ("c_attn", "c_fc")}[family]

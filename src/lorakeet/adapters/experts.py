@@ -140,13 +140,14 @@ def stacked_sizes(weight: Tensor, *, is_transposed: bool) -> tuple[int, int]:
     return (rows, columns) if is_transposed else (columns, rows)
 
 
-def sizes_of_experts(model: nn.Module, target: str) -> tuple[int, int]:
-    """(in, out) of one expert of the stacked parameter with a full name."""
+def sizes_of_experts(model: nn.Module, target: str) -> tuple[int, int, int]:
+    """(in, out) of one expert of the stacked parameter with a full name, and E."""
     path, _, name = target.rpartition(".")
     module = model.get_submodule(path)
     owner = module.owner if isinstance(module, LoraExperts) else module
     is_transposed = bool(getattr(owner, "is_transposed", False))
-    return stacked_sizes(getattr(owner, name), is_transposed=is_transposed)
+    weight = getattr(owner, name)
+    return *stacked_sizes(weight, is_transposed=is_transposed), len(weight)
 
 
 def stacked_parameters(path: str, module: nn.Module) -> Iterator[tuple[str, nn.Parameter]]:

@@ -58,10 +58,9 @@ def check_ranks(model: nn.Module, settings: Lora, targets: list[str]) -> None:
     problems = []
     for path in targets:
         bare = None if is_stacked(model, path) else _bare(model.get_submodule(path))
-        if bare is not None and not is_linear(bare) and not hasattr(bare, "weight"):
-            continue
-        r = settings.rank_of(path)
-        num_in, num_out = sizes_of(bare) if bare is not None else sizes_of_experts(model, path)
+        if bare is not None and not is_linear(bare) and not _is_matrix(bare):
+            continue  # wrapping tells of it
+        r, (num_in, num_out, _) = settings.rank_of(path), sizes_at(model, path)
         most = max(num_in, num_out) if settings.start == DEFAULT_START else min(num_in, num_out)
         if r > most:
             problems.append(f"{path}: rank {r} is larger than this {num_out} x {num_in} matrix")
@@ -74,6 +73,13 @@ def check_ranks(model: nn.Module, settings: Lora, targets: list[str]) -> None:
             f"{'; '.join(problems[:3])}{more}. Choose a smaller rank, a rank_pattern for these "
             "modules, or other targets."
         )
+
+
+def sizes_at(model: nn.Module, target: str) -> tuple[int, int, int]:
+    """(in, out) of the matrix at a target, and how many there are: E for stacked experts."""
+    if is_stacked(model, target):
+        return sizes_of_experts(model, target)
+    return *sizes_of(_bare(model.get_submodule(target))), 1
 
 
 def check_layers(settings: Lora, targets: list[str]) -> None:
@@ -184,6 +190,12 @@ def _check_patterns(settings: Lora) -> None:
                 f"'{pattern}' is not a regular expression ({error}). Correct it, or give a "
                 "module's name."
             ) from error
+
+
+def _is_matrix(module: nn.Module) -> bool:
+    """Whether a module's weight has rows and columns."""
+    weight = getattr(module, "weight", None)
+    return isinstance(weight, nn.Parameter) and weight.dim() >= 2
 
 
 def _bare(module: nn.Module | None) -> nn.Module | None:

@@ -167,19 +167,18 @@ def select_targets_of(base: str, settings: Any, *, task: str = "chat") -> list[S
     Raises:
         RequestError: nothing matches (with near names), or a pattern is malformed.
     """
-    from lorakeet.adapters.layer import sizes_of
-    from lorakeet.adapters.targets import select_targets
+    from lorakeet.adapters.targets import select_targets, sizes_at
     from lorakeet.models.load import build_without_weights
 
     model = build_without_weights(base, task=task)
     found = []
     for module in select_targets(model, settings):
-        num_in, num_out = sizes_of(model.get_submodule(module))
+        num_in, num_out, count = sizes_at(model, module)
         r = settings.rank_of(module)
         found.append(
             SelectedTarget(
                 module=module, num_in=num_in, num_out=num_out, rank=r,
-                parameters=r * (num_in + num_out),
+                parameters=count * r * (num_in + num_out),
             )
         )  # fmt: skip
     return found
