@@ -13,7 +13,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lorakeet.base.errors import MachineError
+from lorakeet.base.errors import LorakeetError, MachineError
+from lorakeet.base.events import ignore_events
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.recipe_file import read_recipe, recipe_to_dict, to_yaml
 from lorakeet.base.run_folder import read_json, write_json, write_text
@@ -119,7 +120,6 @@ def _explain(found: Mapping[str, Any], done: subprocess.CompletedProcess[str]) -
 def main(folder: Path) -> None:
     """The child: data, model and steps as ``train`` has them."""
     from lorakeet.api.session import open_session, pad_id_of
-    from lorakeet.base.errors import LorakeetError
     from lorakeet.base.run_folder import RunFolder
     from lorakeet.data.prepare import prepare_data
     from lorakeet.models.load import read_tokenizer, resolve_base
@@ -128,14 +128,13 @@ def main(folder: Path) -> None:
     _offer_to_the_system()
     recipe = read_recipe(folder / RECIPE)
 
-    def ignore(kind: str, /, **fields: Any) -> None:
-        """The alarms of a trial are in its result."""
-
     try:
-        data = prepare_data(recipe, read_tokenizer(recipe.base), folder, ignore)
-        session = open_session(recipe, RunFolder(folder), resolve_base(recipe.base), data, ignore)
+        data = prepare_data(recipe, read_tokenizer(recipe.base), folder, ignore_events)
+        session = open_session(
+            recipe, RunFolder(folder), resolve_base(recipe.base), data, ignore_events
+        )
         pad_id = pad_id_of(session.tokenizer)
-        trial = try_steps(session.model, recipe, data, pad_id=pad_id, emit=ignore)
+        trial = try_steps(session.model, recipe, data, pad_id=pad_id, emit=ignore_events)
         write_json(folder / RESULT, asdict(trial))
     except LorakeetError as error:
         write_json(folder / RESULT, {"error": str(error)})

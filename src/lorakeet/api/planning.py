@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from lorakeet.api.measuring import measure_recipe
 from lorakeet.api.resolve import RecipeLike, to_recipe
 from lorakeet.base.errors import MachineError
-from lorakeet.base.events import Emit
+from lorakeet.base.events import Emit, ignore_events
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.run_folder import RunFolder, write_json
 from lorakeet.base.units import to_readable_bytes
@@ -55,7 +55,7 @@ def plan(
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = prepare_data(asked, read_tokenizer(asked.base), folder, _ignore)
+        data = prepare_data(asked, read_tokenizer(asked.base), folder, ignore_events)
         saved = estimate_saved_fraction(asked, data.train)
         known = describe_data(asked, data, saved_fraction=saved)
         made = make_plan(asked, base, data=known, price_per_hour=price_per_hour)
@@ -99,10 +99,6 @@ def _measure(
         recipe, folder, row, num_run_tokens=num_tokens, price_per_hour=price_per_hour
     )
     return replace(made, measured=measured.to_dict())
-
-
-def _ignore(kind: str, /, **fields: Any) -> None:
-    """A plan has no diary."""
 
 
 def describe_data(recipe: Recipe, data: Any, *, saved_fraction: float = 0.0) -> DataFacts:

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lorakeet.api.resolve import RecipeLike, to_recipe
+from lorakeet.base.events import ignore_events
 
 if TYPE_CHECKING:
     from lorakeet.train.sweep import Sweep
@@ -64,10 +65,10 @@ def try_rates(
     base = resolve_base(asked.base)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = prepare_data(asked, read_tokenizer(asked.base), folder, _ignore)
-        session = open_session(asked, RunFolder(folder), base, data, _ignore)
+        data = prepare_data(asked, read_tokenizer(asked.base), folder, ignore_events)
+        session = open_session(asked, RunFolder(folder), base, data, ignore_events)
         pad_id = pad_id_of(session.tokenizer)
-        found = sweep_rates(session.model, asked, data, pad_id=pad_id, emit=_ignore)
+        found = sweep_rates(session.model, asked, data, pad_id=pad_id, emit=ignore_events)
         advice = [_tell_rate(found, asked.train.learning_rate)]
         if asked.method.kind == "lora":
             advice.append(_tell_rank(asked, base, data))
@@ -76,10 +77,6 @@ def try_rates(
         results=tuple(asdict(result) for result in found.results), num_steps=found.num_steps,
         num_held_out=found.num_held_out, advice=tuple(advice), picture=_draw(found, picture),
     )  # fmt: skip
-
-
-def _ignore(kind: str, /, **fields: Any) -> None:
-    """A trial has no diary."""
 
 
 def _tell_rate(found: Sweep, asked: float) -> str:

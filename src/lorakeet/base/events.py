@@ -32,6 +32,10 @@ class Emit(Protocol):
         """Record or show one event."""
 
 
+def ignore_events(kind: str, /, **fields: Any) -> None:
+    """An ``Emit`` for work that keeps no diary."""
+
+
 class EventLog:
     """Appends events to a file; each call is one write of one line.
 
