@@ -50,6 +50,16 @@ def test_layers_that_the_model_lacks_are_refused_with_the_highest_one():
         attach(build("llama"), Lora(layers=(9,)))
 
 
+def test_the_order_of_patterns_is_kept_in_the_file_as_the_first_match_counts(tmp_path):
+    model = build("llama")
+    pattern = {"v_proj": 6, "layers.0.self_attn.v_proj": 2}
+    attach(model, Lora(rank=2, targets=("v_proj",), alpha_pattern=pattern))
+    write_adapter(model, tmp_path / "a", base="none")
+    back = build("llama")
+    assert list(read_adapter(back, tmp_path / "a").alpha_pattern.items()) == list(pattern.items())
+    assert back.get_submodule("model.layers.0.self_attn.v_proj").scales["default"] == 3
+
+
 @pytest.mark.parametrize("target", ["norm", "rotary_emb", "mlp"])
 def test_a_target_that_is_no_layer_is_refused_with_its_kind(target):
     model = build("llama")

@@ -148,7 +148,12 @@ def check_gradients(ours, theirs, ids) -> None:
 
 
 def check_pefts_file(base, settings: Lora, ids, folder, seed: int) -> None:
-    """What PEFT makes of the same settings and saves answers the same here."""
+    """What PEFT makes of the same settings and saves answers the same here.
+
+    The file is compared with PEFT's own reading of it: PEFT 0.21 writes patterns with sorted
+    keys, and as the first match counts, a module that two keys match may come back with
+    another alpha than the model had that was saved (seed 107).
+    """
     targets = settings.targets
     if settings.layers and isinstance(targets, str):  # PEFT takes layers with lists only
         targets = tuple(select_targets(base, settings))
@@ -169,7 +174,8 @@ def check_pefts_file(base, settings: Lora, ids, folder, seed: int) -> None:
     scales = {n: m.scaling["default"] for n, m in layers.items()}
     fill(trained, lambda path: scales[path.rpartition(".lora")[0]], seed + 1)
     made.save_pretrained(folder)
+    again = peft.PeftModel.from_pretrained(deepcopy(base), folder).eval()
     back = deepcopy(base)
     read_adapter(back, folder)
     with torch.no_grad():
-        assert near(answer_of(back, ids), answer_of(made, ids))
+        assert near(answer_of(back, ids), answer_of(again, ids))
