@@ -21,7 +21,13 @@ from lorakeet.quant.kernels import (
 )
 from lorakeet.quant.nf4 import BLOCK_SIZES, LEVELS, dequantize_blocks, quantize_blocks
 
-SHAPES = [(1, 64), (3, 128), (7, 64), (130, 1088), (64, 2112)]  # odd rows, one to three chunks
+SHAPES = [
+    (1, 64),
+    (3, 128),
+    (7, 64),
+    (131, 1088),
+    (64, 5184),
+]  # odd rows, several chunks and groups
 needs_native = pytest.mark.skipif(
     not find_native_code().is_usable, reason=f"kernels are not compiled: {find_native_code().found}"
 )

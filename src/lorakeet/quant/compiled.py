@@ -24,7 +24,6 @@ class Kernel:
     """A compiled kernel.  Threads may call it at the same time; the GIL is free while it runs."""
 
     def __init__(self, form: KernelForm) -> None:
-        self.num_columns = form.num_columns
         self.openmp = load_openmp()
         module = build_kernel(form, is_threaded=self.openmp is not None)
         self.engine = _compile(str(module))  # owns the code, so it lives as long as this

@@ -12,7 +12,7 @@ same rounding as in the reference: ``expand`` equals it exactly.
 
 The sum in y = x W' runs over lanes of 8 in the order of the columns, whatever the number
 of rows or threads: a row's answer does not depend on the rows beside it.  Lanes are added
-up once, at the last column; between chunks of columns they wait in ``sums``.
+up once, at the last column; between chunks of columns they wait on the stack.
 """
 
 from __future__ import annotations
@@ -36,8 +36,9 @@ from lorakeet.quant.vector_code import (
 )
 
 STEP = 64  # weights that one turn reads
-CACHE_FLOATS = 8192  # of x, which stay in the first cache while the rows of W pass
-POINTERS = ("x", "y", "sums", "codes", "scales", "levels", "block_scales", "scale_levels", "offset")
+CACHE_FLOATS = 5120  # of x, which stay in the first cache (32 KiB) while rows of W pass
+GROUP = 64  # outputs whose sums wait on the stack between chunks of columns
+POINTERS = ("x", "y", "codes", "scales", "levels", "block_scales", "scale_levels", "offset")
 SIZES = ("num_in", "num_out", "block_bits")
 _BYTES, _WORDS = ir.VectorType(I8, 32), ir.VectorType(I16, 16)
 # Each byte of codes twice, in the order in which interleaving joins the floats.
@@ -143,17 +144,16 @@ def _read_int8(code: VectorCode, given: dict[str, ir.Value]) -> Read:
 def _read_nf4(code: VectorCode, given: dict[str, ir.Value], form: KernelForm) -> Read:
     """64 codes of 4 bits as levels times their scale."""
     builder = code.builder
-    tables = []
-    for byte in range(4):
-        table = code.load(ir.VectorType(I8, 16), given["levels"], to_index(16 * byte))
-        tables.append(code.pick(table, table, [*range(16)] * 2))
+    half = ir.VectorType(I8, 16)
+    planes = [code.load(half, given["levels"], to_index(16 * byte)) for byte in range(4)]
+    tables = [code.pick(plane, plane, [*range(16)] * 2) for plane in planes]
 
     def read(start: ir.Value) -> Iterator[ir.Value]:
         block = builder.lshr(start, given["block_bits"])
         scale = code.spread(_read_scale(code, given, block, form.has_double_scales))
         first = builder.lshr(start, to_index(1))
         for offset in range(0, STEP // 2, 16):
-            codes = code.load(ir.VectorType(I8, 16), given["codes"], code.sum_of(first, offset))
+            codes = code.load(half, given["codes"], code.sum_of(first, offset))
             for levels in _look_up(code, codes, tables):
                 yield builder.fmul(levels, scale)
 
@@ -235,29 +235,37 @@ def _write_multiply(
     """y[m, o] = sum_k x[m, k] W[o, k], chunk of columns by chunk, a tile of outputs at once."""
     first, whole, end = own
     num_in = given["num_in"]
+    sums = code.builder.alloca(FLOATS, size=GROUP * form.num_rows)
 
-    def chunk(start: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-        span = (start, code.smaller_of(code.sum_of(start, form.num_columns), num_in), STEP)
+    def write_group(start: ir.Value, stop: ir.Value, width: int) -> None:
+        def chunk(column: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+            span = (column, code.smaller_of(code.sum_of(column, form.num_columns), num_in), STEP)
 
-        def tile_of(width: int) -> Callable:
             def tile(output: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
-                _write_tile(code, given, read, (form, output, width, span))
+                place = code.builder.mul(code.builder.sub(output, start), to_index(form.num_rows))
+                held = [code.place_of(FLOATS, sums, code.sum_of(place, n))
+                        for n in range(form.num_rows * width)]  # fmt: skip
+                _write_tile(code, given, read, (form, output, held, span))
                 return []
 
-            return tile
+            code.repeat((start, stop, width), tile)
+            return []
 
-        code.repeat((first, whole, form.num_outputs), tile_of(form.num_outputs))
-        if form.num_outputs > 1:
-            code.repeat((whole, end, 1), tile_of(1))
+        code.repeat((to_index(0), num_in, form.num_columns), chunk)
+
+    def group(start: ir.Value, _: list[ir.Value]) -> list[ir.Value]:
+        write_group(start, code.smaller_of(code.sum_of(start, GROUP), whole), form.num_outputs)
         return []
 
-    code.repeat((to_index(0), num_in, form.num_columns), chunk)
+    code.repeat((first, whole, GROUP), group)
+    if form.num_outputs > 1:
+        write_group(whole, end, 1)  # fewer than a tile are left
 
 
 def _write_tile(code: VectorCode, given: dict[str, ir.Value], read: Read, tile: tuple) -> None:
-    """Adds the columns of ``span`` to the sums of y[:, output : output + width]."""
-    form, output, width, span = tile
-    builder, rows = code.builder, range(form.num_rows)
+    """Adds the columns of ``span`` to the sums of y[:, output : output + width] at ``held``."""
+    form, output, held, span = tile
+    builder, rows, width = code.builder, range(form.num_rows), len(held) // form.num_rows
     outputs = [code.sum_of(output, n) for n in range(width)]
     starts = [builder.mul(one, given["num_in"]) for one in outputs]
     lines = [builder.mul(given["num_in"], to_index(m)) for m in rows]
@@ -276,7 +284,6 @@ def _write_tile(code: VectorCode, given: dict[str, ir.Value], read: Read, tile: 
     is_last = builder.icmp_signed("==", span[1], given["num_in"])
     ends = [code.sum_of(builder.mul(given["num_out"], to_index(m)), one)
             for m in rows for one in outputs]  # fmt: skip
-    held = [code.place_of(FLOATS, given["sums"], at) for at in ends]
     zeros = code.zeros()
     before = [builder.load(builder.select(is_first, zeros, at), typ=FLOATS, align=4) for at in held]
     sums = code.repeat(span, step, before)

@@ -34,7 +34,6 @@ if TYPE_CHECKING:
 
 MAX_FUSED_ROWS = 32  # beyond, writing W once and one matmul are faster
 ROWS_AT_ONCE = 8  # sums of one output that fit into the registers of AVX2
-LANES = 8  # sums of one output side by side
 STEP = 64  # weights that a kernel reads at a time
 PIECE = 2**20  # weights that are float32 at once on the way to another dtype
 STREAM_BYTES = 32  # what an address must be divisible by to be written past the caches
@@ -72,7 +71,7 @@ def dequantize_nf4(
         return flat.view(blocks.shape)
     is_double = isinstance(blocks.scales, QuantizedScales)
     kernel = _load_kernel(0, False, is_double, flat.data_ptr() % STREAM_BYTES == 0)
-    kernel((0, flat.data_ptr(), 0, *places, num, num // STEP, _bits_of(blocks)), num)
+    kernel((0, flat.data_ptr(), *places, num, num // STEP, _bits_of(blocks)), num)
     return flat.view(blocks.shape)
 
 
@@ -95,7 +94,7 @@ def dequantize_rows(
     num = weight.codes.numel()
     flat = torch.empty(num) if out is None else out.view(-1)[:num]
     kernel = _load_kernel(0, True, False, flat.data_ptr() % STREAM_BYTES == 0)
-    kernel((0, flat.data_ptr(), 0, *places, 0, 0, 0, 0, *weight.shape[::-1], 0), num)
+    kernel((0, flat.data_ptr(), *places, 0, 0, 0, 0, *weight.shape[::-1], 0), num)
     return flat.view(weight.shape)
 
 
@@ -172,11 +171,8 @@ def _multiply(x: Tensor, numbers: tuple[int, ...], form: tuple[bool, bool]) -> T
     num_rows = rows.numel() // num_in
     for start in range(0, num_rows, ROWS_AT_ONCE):
         count = min(ROWS_AT_ONCE, num_rows - start)
-        kernel = _load_kernel(count, *form)
-        has_sums = num_in > kernel.num_columns
-        sums = torch.empty(count * num_out * LANES if has_sums else 0)
-        x_place, y_place = rows.data_ptr() + 4 * start * num_in, y.data_ptr() + 4 * start * num_out
-        kernel((x_place, y_place, sums.data_ptr(), *numbers), count * num_in * num_out)
+        places = (rows.data_ptr() + 4 * start * num_in, y.data_ptr() + 4 * start * num_out)
+        _load_kernel(count, *form)(places + numbers, count * num_in * num_out)
     return y.to(x.dtype)
 
 
