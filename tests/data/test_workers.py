@@ -13,8 +13,8 @@ from lorakeet.data.workers import PIECES_HERE, map_pieces
 
 
 def raise_elsewhere(home: int, piece: str) -> str:
-    if os.getpid() != home and piece == "17":
-        raise DataError("row 17 is wrong")
+    if os.getpid() != home and piece == "37":
+        raise DataError("row 37 is wrong")
     return piece
 
 
@@ -39,7 +39,7 @@ def test_no_process_starts_for_a_few_pieces(monkeypatch):
 
 def test_errors_arrive_and_a_dead_worker_is_told_of():
     pieces = [str(number) for number in range(40)]
-    with pytest.raises(DataError, match="row 17 is wrong"):
+    with pytest.raises(DataError, match="row 37 is wrong"):
         list(map_pieces(partial(raise_elsewhere, os.getpid()), pieces, 1))
     with pytest.raises(MachineError, match=r"data\.workers: 0"):
         list(map_pieces(partial(die_elsewhere, os.getpid()), pieces, 1))

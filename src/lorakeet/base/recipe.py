@@ -76,7 +76,7 @@ class DataSettings(Section):
     workers: int | Literal["auto"] = setting(
         "auto",
         "processes that encode rows; the samples do not depend on it",
-        why="auto is one a core, once there are more than 4,000 rows",
+        why="auto is one a core, once there are more than 8,000 rows",
     )
 
     @model_validator(mode="after")

@@ -26,7 +26,7 @@ from typing import Any
 
 from lorakeet.base.errors import LorakeetError, MachineError
 
-PIECES_HERE = 16
+PIECES_HERE = 32
 PIECES_ON_THE_WAY = 2
 MAX_WORKERS = 16  # one process reads and writes for all, which is what holds up more
 
