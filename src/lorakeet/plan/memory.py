@@ -25,7 +25,7 @@ Activations of T tokens in a micro-batch, with hidden width D, feed-forward widt
 width of all query heads; what a layer keeps a token for its backward pass is:
 
     4 D     the residual stream twice (the two norms keep it) and the two norms' answers
-    5 Q     q, k and v with the key heads repeated, attention's answer, and o_proj's copy of it
+    2 Q     the queries, and attention's answer;  2 K  keys and values, K wide
     3 F     a gated feed-forward part: gate, up and their product; 2 F without a gate
     r       of each adapted module, z = x A^T; AdaLoRA keeps it twice, and DoRA keeps two
             arrays of each module's output width besides
@@ -38,7 +38,8 @@ where it is trained, two arrays of its size.
 On a CPU what is kept counts more than twice: the C library's allocator (glibc's, for memory
 aligned to 64 bytes) cannot put an array into the hole that one of the same size has left, so
 a second micro-batch finds new room beside the holes of the first, and only then a state that
-lasts.  Arrays above 32 MiB, such as weights, are given back whole and do not suffer.
+lasts.  DoRA and AdaLoRA, which are computed step by step, leave one and two more of each
+module's output width.  Arrays above 32 MiB, such as weights, are given back whole.
 """
 
 from __future__ import annotations
@@ -55,7 +56,8 @@ CHUNK_LOGITS = 4_000_000
 AUTO_MICRO_BATCH_TOKENS = 2048
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03}
 ADALORA_SCORE_BYTES = 8
-PROCESS_BYTES = {False: 455 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
+PROCESS_BYTES = {False: 480 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
+HOLE_ARRAYS = {"lora": 0, "dora": 1, "adalora": 2}  # measured: what steps of W0 x + ... leave
 RANK_ARRAYS = {"lora": 1, "dora": 1, "adalora": 2}
 AT_WORK_F = 4  # arrays of T x F that the layer at work holds besides what is kept
 ALLOCATOR_FRACTION = {False: 1.1, True: 0.05}  # of what is kept: holes that stay empty
@@ -181,16 +183,19 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
 def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -> int:
     """What a micro-batch keeps for its backward pass, the layer at work, and the head."""
     tokens, hidden, ffn = case.micro_batch_tokens, facts.hidden, facts.ffn
-    kept = (4 * hidden + 5 * facts.query_width + (3 if facts.is_gated else 2) * ffn) * facts.layers
+    heads = 2 * (facts.query_width + facts.key_width)
+    kept = (4 * hidden + heads + (3 if facts.is_gated else 2) * ffn) * facts.layers
+    holes = 0
     if kind != "full":
         linear = [part for part in facts.parts if part.kind == "linear"]
+        outputs = sum(part.count * part.num_out for part in linear)
         kept += RANK_ARRAYS[case.form] * case.rank * sum(part.count for part in linear)
-        if case.form == "dora":
-            kept += 2 * sum(part.count * part.num_out for part in linear)
+        kept += 2 * outputs if case.form == "dora" else 0
+        holes = 0 if case.is_gpu else HOLE_ARRAYS[case.form] * outputs
     layer = tokens * (AT_WORK_F * ffn + 2 * hidden) * w
     logits = tokens * facts.vocabulary
     chunks = 3 if logits > CHUNK_LOGITS else 2  # the chunk before is let go when the next is there
     head = chunks * 4 * min(CHUNK_LOGITS, logits) + tokens * 3 * hidden * 4
     tables = 2 * w * facts.vocabulary * hidden if kind == "full" else 0
     waste = 1 + ALLOCATOR_FRACTION[case.is_gpu]
-    return int(waste * tokens * kept * w) + max(layer, head) + tables
+    return int(tokens * (waste * kept + holes) * w) + max(layer, head) + tables

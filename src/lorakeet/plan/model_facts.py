@@ -65,6 +65,12 @@ class ModelFacts:
         return found[0] if found else self.hidden
 
     @property
+    def key_width(self) -> int:
+        """The width of all key heads together."""
+        found = [p.num_out for p in self.parts if p.path.endswith("k_proj")]
+        return found[0] if found else self.query_width
+
+    @property
     def multiplied(self) -> float:
         """Weights that one token is multiplied by: linear layers, used experts and the head."""
         return sum(part.multiplied for part in self.parts)
