@@ -39,6 +39,9 @@ def in_child(work):
         null = os.open(os.devnull, os.O_WRONLY)
         os.dup2(null, 1)
         os.dup2(null, 2)
+        torch.set_num_threads(
+            1
+        )  # torch renews its pool after a fork, and not for two threads at once
         work()
         code = 0
     finally:
