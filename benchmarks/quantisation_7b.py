@@ -20,7 +20,9 @@ import time
 from pathlib import Path
 
 import lorakeet
+from lorakeet.base.run_folder import write_text
 
+RESULTS = Path(__file__).parent / "results"
 SHAPES = {
     "7b": {"hidden_size": 4096, "intermediate_size": 11008, "num_hidden_layers": 32,
            "num_attention_heads": 32, "vocab_size": 32000},
@@ -64,31 +66,46 @@ def write_base(folder: Path, shape: dict) -> int:
 
 def measure(part: str, base: str, cache: str, dtype: str) -> dict[str, float]:
     """Time and peak memory of one part, in this process."""
-    import torch
-
-    from lorakeet.adapters.attach import adapter_parameters, attach
-    from lorakeet.adapters.settings import Lora
-    from lorakeet.base.quantization_settings import QuantizationSettings
-    from lorakeet.models.load import load_model
-    from lorakeet.models.score import score_targets
-
     started_s = time.perf_counter()
-    settings = QuantizationSettings(kind="nf4", cache=cache)
-    model, _ = load_model(base, quantization=settings, dtype=dtype)
-    found = {"load_s": time.perf_counter() - started_s}
     if part == "step":
-        attach(model, Lora(rank=16))
-        own = list(adapter_parameters(model).values())
-        optimizer = torch.optim.AdamW(own, lr=1e-4)
-        ids = torch.randint(3, model.config.vocab_size, (1, TOKENS))
-        started_s = time.perf_counter()
-        mask = torch.ones_like(ids)
-        loss, count = score_targets(model, ids, mask, mask.bool())
-        (loss / count).backward()
-        optimizer.step()
-        found |= {"step_s": time.perf_counter() - started_s, "loss": float(loss) / count}
+        found = train_one_step(base, cache)
+    else:
+        from lorakeet.base.quantization_settings import QuantizationSettings
+        from lorakeet.models.load import load_model
+
+        load_model(base, quantization=QuantizationSettings(kind="nf4", cache=cache), dtype=dtype)
+        found = {"load_s": time.perf_counter() - started_s}
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return found | {"peak_gib": peak / 2**30}
+
+
+def train_one_step(base: str, cache: str) -> dict[str, float]:
+    """A QLoRA run of one step with the default recipe, as a user would start it."""
+    import lorakeet as lk
+    from lorakeet.base.events import read_events
+
+    work = Path(base).parent
+    words = " ".join(f"word{number}" for number in range(TOKENS // 3))
+    rows = [{"text": f"{number} {words}"} for number in range(8)]
+    (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    recipe = {
+        "base": base,
+        "data": {
+            "train": str(work / "rows.jsonl"),
+            "validation": 0,
+            "deduplicate": False,
+            "max_tokens": TOKENS,
+        },
+        "method": {"rank": 16},
+        "quantization": {"kind": "nf4", "cache": cache},
+        "train": {"batch_size": 1, "max_steps": 1},
+    }
+    started_s = time.perf_counter()
+    lk.train(recipe, work / "run")
+    events = read_events(work / "run" / "events.jsonl")
+    step = next(event for event in events if event["kind"] == "step")
+    return {"run_s": time.perf_counter() - started_s, "step_s": step["duration_s"],
+            "tokens": step["num_tokens"], "loss": step["loss"]}  # fmt: skip
 
 
 def main() -> None:
@@ -112,7 +129,7 @@ def main() -> None:
         if shutil.disk_usage(place).free < needed:
             sys.exit(f"{place}: {needed:,} bytes are needed. Name a larger disk with --folder.")
         parameters = write_base(Path(place) / "base", shape)
-        print(f"{asked.shape}: {parameters:,} parameters")
+        lines = [f"# A Llama of {parameters:,} random weights in NF4 ({asked.shape})", ""]
         for part in ("load", "step", "reload"):
             command = [sys.executable, "-m", "benchmarks.quantisation_7b", "--part", part,
                        "--base", f"{place}/base", "--dtype", asked.dtype]  # fmt: skip
@@ -120,7 +137,13 @@ def main() -> None:
             if done.returncode:
                 sys.exit(done.stderr[-3000:])
             figures = json.loads(done.stdout.strip().splitlines()[-1])
-            print(part.ljust(8), {name: round(value, 3) for name, value in figures.items()})
+            told = ", ".join(f"{name} {value:.2f}" for name, value in figures.items())
+            lines.append(f"- {part}: {told}")
+            print(lines[-1], flush=True)
+    lines.append("")
+    lines.append("Each part is a process of its own; `step` is a whole `lorakeet.train`.")
+    lines.append(f"Made by `python -m benchmarks.quantisation_7b --shape {asked.shape}`.")
+    write_text(RESULTS / f"quantisation_{asked.shape}.md", "\n".join(lines) + "\n")
 
 
 if __name__ == "__main__":
