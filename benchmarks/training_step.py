@@ -1,12 +1,18 @@
 """One training step against the peers, interleaved, on the same rows and machine.
 
-    python -m benchmarks.training_step [--layers 30] [--steps 4] [--repeats 3] [--prefix 60]
+    python -m benchmarks.training_step [--shape 135m] [--steps 4] [--repeats 3] [--prefix 60]
+    python -m benchmarks.training_step --profile [--shape 0.5b] [--layers 6]
 
 Work: a system prompt of ``--prefix`` tokens that all rows share, then lognormal(median 180,
 sigma 0.6) tokens, 40 % prompt and 60 % answer, at most 512; loss on the answer; LoRA r = 16,
-alpha = 32 on all linear layers; AdamW; 8 rows a step; SmolLM2-135M's shape with random weights.
+alpha = 32 on all linear layers; AdamW; 8 rows a step; random weights of SmolLM2-135M's or
+Qwen2.5-0.5B's shape; TRL's packs have 1024 tokens, and 2048 (as ours) from a prefix of 300 on.
 Ours runs through ``lorakeet.train``; the peers are PEFT + Trainer and TRL, each in a process of
 its own, without gradient checkpointing.  Real tokens a second over the steps after the first.
+
+The floor is 4 N FLOP for each real token (forward 2 N, backward to the input 2 N, N weights
+that are multiplied) at the rate of a large float32 matmul, measured after each arm; whoever
+computes fewer tokens (a shared prefix) or fewer logits (only those of targets) may pass it.
 """
 
 from __future__ import annotations
@@ -14,7 +20,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import shutil
 import statistics
 import subprocess
@@ -24,24 +29,39 @@ import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.step_profile import profile_step
 from lorakeet.base.run_folder import write_text
 
 SHARED = Path(__file__).resolve().parents[2] / "shared" / "tokenizers" / "smollm2-135m-instruct"
 RESULTS = Path(__file__).parent / "results"
+SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
+    "135m": ("SmolLM2-135M", {}),  # the configuration beside the tokenizer
+    "0.5b": ("Qwen2.5-0.5B", {
+        "model_type": "qwen2", "hidden_size": 896, "intermediate_size": 4864,
+        "num_hidden_layers": 24, "num_attention_heads": 14, "num_key_value_heads": 2,
+        "vocab_size": 151936, "max_position_embeddings": 32768, "rope_theta": 1e6,
+        "rms_norm_eps": 1e-6, "hidden_act": "silu", "tie_word_embeddings": True,
+        "bos_token_id": 1, "eos_token_id": 2, "pad_token_id": 2,
+    }),
+}  # fmt: skip
 ARMS = ("lorakeet", "trainer", "trainer-grouped", "trl-packing")
 WORDS = "time year people way day man thing woman life child world school state family".split()
-ROWS, ROWS_PER_STEP, PACK_TOKENS = 400, 8, 1024
+ROWS, ROWS_PER_STEP, LONG_PREFIX, TOKENS_PER_STEP = 400, 8, 300, 2048
+MATMUL_SIZE = 2048
 
 
-def write_work(work: Path, layers: int, prefix: int) -> None:
+def write_work(work: Path, shape: str, layers: int | None, prefix: int) -> None:
     """A model of the shape with random weights, and rows as chats."""
     import torch
-    from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
-    config = json.loads((SHARED / "config.json").read_text(encoding="utf-8"))
+    settings = SHAPES[shape][1] or json.loads((SHARED / "config.json").read_text(encoding="utf-8"))
+    if layers:
+        settings = {**settings, "num_hidden_layers": layers}
     torch.manual_seed(0)
-    model = LlamaForCausalLM(LlamaConfig(**{**config, "num_hidden_layers": layers}))
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(**settings))
     model.to(torch.bfloat16).save_pretrained(work / "base")
+    write_text(work / "work.json", json.dumps({"prefix": prefix, "num_multiplied": count(model)}))
     AutoTokenizer.from_pretrained(SHARED).save_pretrained(work / "base")
     rng = random.Random(0)
     system = " ".join(rng.choices(WORDS, k=max(1, prefix - 8)))
@@ -55,6 +75,14 @@ def write_work(work: Path, layers: int, prefix: int) -> None:
                     {"role": "assistant", "content": " ".join(answer)}]  # fmt: skip
         lines.append(json.dumps({"messages": messages}) + "\n")
     (work / "rows.jsonl").write_text("".join(lines), encoding="utf-8")
+
+
+def count(model: Any) -> int:
+    """N: the elements of all matrices that a token is multiplied with, the head among them."""
+    tied = {id(p) for p in model.get_output_embeddings().parameters()}
+    embedding = model.get_input_embeddings().weight
+    skipped = set() if id(embedding) in tied else {id(embedding)}
+    return sum(p.numel() for p in model.parameters() if p.ndim == 2 and id(p) not in skipped)
 
 
 def recipe_of(work: Path, steps: int) -> dict[str, Any]:
@@ -156,15 +184,17 @@ def build_trl(
     """TRL's SFTTrainer with packing."""
     from trl import SFTConfig, SFTTrainer
 
+    work = json.loads((Path(options["output_dir"]).parent / "work.json").read_text())
+    packs = 1 if work["prefix"] >= LONG_PREFIX else 2
     return SFTTrainer(
         model=model,
         args=SFTConfig(
             packing=True,
-            max_length=PACK_TOKENS,
-            per_device_train_batch_size=2,
+            max_length=TOKENS_PER_STEP // packs,
+            per_device_train_batch_size=packs,
             bf16=False,
             **options,
-        ),  # fmt: skip
+        ),
         train_dataset=rows,
         processing_class=tokenizer,
         peft_config=lora,
@@ -173,19 +203,37 @@ def build_trl(
 
 def run_arm(arm: str, work: Path, steps: int) -> None:
     """One arm in this process; its figures as one line of JSON."""
+    from lorakeet.train.memory import peak_bytes
+
     found = run_lorakeet(work, steps) if arm == "lorakeet" else run_peer(arm, work, steps)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-    print("\n" + json.dumps({"tokens_per_s": found["tokens"] / found["seconds"], "peak": peak}))
+    tokens_per_s, peak = found["tokens"] / found["seconds"], peak_bytes()
+    flops_per_s = measure_matmul_rate()
+    print("\n" + json.dumps({"tokens_per_s": tokens_per_s, "peak": peak, "rate": flops_per_s}))
+
+
+def measure_matmul_rate() -> float:
+    """FLOP/s of a large float32 matmul, the best of six."""
+    import torch
+
+    a, b = torch.randn(2, MATMUL_SIZE, MATMUL_SIZE)
+    seconds = []
+    for _ in range(6):
+        started = time.perf_counter()
+        torch.mm(a, b)
+        seconds.append(time.perf_counter() - started)
+    return 2 * MATMUL_SIZE**3 / min(seconds)
 
 
 def main() -> None:
     """Runs all arms in turn and writes the ratio table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--layers", type=int, default=30)
+    parser.add_argument("--shape", choices=list(SHAPES), default="135m")
+    parser.add_argument("--layers", type=int, help="fewer than the shape has, for a quick look")
     parser.add_argument("--steps", type=int, default=4)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prefix", type=int, default=60)
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
+    parser.add_argument("--profile", action="store_true", help="where our step's time goes")
     parser.add_argument("--arm", help="run one arm in this process")
     parser.add_argument("--work", type=Path)
     asked = parser.parse_args()
@@ -193,7 +241,18 @@ def main() -> None:
         run_arm(asked.arm, asked.work, asked.steps)
         return
     work = Path(tempfile.mkdtemp())
-    write_work(work, asked.layers, asked.prefix)
+    try:
+        write_work(work, asked.shape, asked.layers, asked.prefix)
+        if asked.profile:
+            print("\n".join(profile_step(lambda: run_lorakeet(work, asked.steps))))
+        else:
+            write_table(asked, run_arms(asked, work), work)
+    finally:
+        shutil.rmtree(work)
+
+
+def run_arms(asked: argparse.Namespace, work: Path) -> dict[str, list[dict[str, float]]]:
+    """Each arm in a process of its own, one after the other, as often as asked."""
     found: dict[str, list[dict[str, float]]] = {arm: [] for arm in asked.arms}
     for _ in range(asked.repeats):
         for arm in asked.arms:
@@ -204,32 +263,40 @@ def main() -> None:
                 raise SystemExit(f"{arm}: {done.stderr[-2000:]}")
             found[arm].append(json.loads(done.stdout.strip().splitlines()[-1]))
             print(arm, found[arm][-1], flush=True)
-    shutil.rmtree(work)
-    write_table(asked, found)
+    return found
 
 
-def write_table(asked: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> None:
-    """Medians, and how many times ours is faster and leaner."""
+def write_table(
+    asked: argparse.Namespace, found: dict[str, list[dict[str, float]]], work: Path
+) -> None:
+    """Medians, how many times ours is faster and leaner, and the share of the floor."""
     speed = {a: statistics.median(r["tokens_per_s"] for r in runs) for a, runs in found.items()}
     peak = {a: statistics.median(r["peak"] for r in runs) for a, runs in found.items()}
+    rate = statistics.median(r["rate"] for runs in found.values() for r in runs)
+    num_multiplied = json.loads((work / "work.json").read_text())["num_multiplied"]
+    floor = rate / (4 * num_multiplied)
+    layers = f", {asked.layers} layers" if asked.layers else ""
+    ours = next(iter(found))  # Lorakeet, unless it was left out
     table = [
-        f"# A training step: SmolLM2-135M's shape, {asked.layers} layers, prefix {asked.prefix}",
+        f"# A training step: {SHAPES[asked.shape][0]}'s shape{layers}, prefix {asked.prefix}",
         "",
-        "| | tokens/s (range) | ours is faster by | peak GiB | ours takes |",
-        "|---|---|---|---|---|",
+        f"| | tokens/s (range) | {ours} is faster by | of the floor | peak GiB | {ours} takes |",
+        "|---|---|---|---|---|---|",
     ]
     for arm, runs in found.items():
         low, high = (f(r["tokens_per_s"] for r in runs) for f in (min, max))
         table.append(
             f"| {arm} | {speed[arm]:.0f} ({low:.0f} to {high:.0f}) | "
-            f"{speed['lorakeet'] / speed[arm]:.2f}x | {peak[arm] / 2**30:.2f} | "
-            f"{peak['lorakeet'] / peak[arm]:.2f} |"
+            f"{speed[ours] / speed[arm]:.2f}x | {100 * speed[arm] / floor:.0f} % | "
+            f"{peak[arm] / 2**30:.2f} | 1/{peak[arm] / peak[ours]:.1f} |"
         )
-    table += ["", f"Medians of {asked.repeats} interleaved runs of {asked.steps} steps, 2 cores; "
+    table += ["", f"Floor: 4 N FLOP a token with N = {num_multiplied / 1e6:.0f} M at "
+              f"{rate / 1e9:.0f} GFLOP/s is {floor:.0f} tokens/s.", "",
+              f"Medians of {asked.repeats} interleaved runs of {asked.steps} steps, 2 cores; "
               "made by `python -m benchmarks.training_step`."]  # fmt: skip
     print("\n".join(table))
-    name = f"training_step_{asked.layers}_layers_prefix_{asked.prefix}.md"
-    write_text(RESULTS / name, "\n".join(table) + "\n")
+    name = f"training_step_{asked.shape}{layers.replace(', ', '_').replace(' ', '_')}"
+    write_text(RESULTS / f"{name}_prefix_{asked.prefix}.md", "\n".join(table) + "\n")
 
 
 if __name__ == "__main__":
