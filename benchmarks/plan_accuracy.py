@@ -14,7 +14,6 @@ from __future__ import annotations
 import argparse
 import json
 import random
-import resource
 import shutil
 import subprocess
 import sys
@@ -26,6 +25,8 @@ from lorakeet.api.measuring import run_trial
 from lorakeet.base.events import read_events
 from lorakeet.base.recipe_file import recipe_from_dict
 from lorakeet.base.run_folder import write_text
+from lorakeet.plan.memory import kind_of
+from lorakeet.train.memory import peak_bytes
 
 RESULTS = Path(__file__).parent / "results"
 STARTER = Path(__file__).resolve().parents[1] / "src" / "lorakeet" / "embedded" / "starter"
@@ -40,7 +41,10 @@ METHODS: dict[str, dict[str, Any]] = {
     "dora": {"rank": 16, "dora": True},
     "adalora": {"rank": 12, "adalora": {"target_rank": 8, "settle_fraction": 0.0}},
     "full": {"kind": "full"},
+    "int8": {"rank": 16},
+    "qlora": {"rank": 16},
 }
+QUANTIZED = {"int8": "int8", "qlora": "nf4"}
 # shape, tokens of a row, tokens of a micro-batch
 WORK = {
     "tiny-512": ("tiny", 512, 2048),
@@ -81,6 +85,7 @@ def recipe_of(base: Path, rows: Path, method: str, length: int, tokens: int) -> 
         "data": {"train": str(rows), "validation": 0.1, "max_tokens": length, "too_long": "cut",
                  "deduplicate": False},
         "method": METHODS[method],
+        "quantization": {"kind": QUANTIZED.get(method, "none"), "cache": "none"},
         "train": {"max_steps": 3, "checkpoint_every_steps": 1, "batch_size": 2 * tokens // length,
                   "micro_batch_tokens": tokens, "evaluate_every_steps": 1},
         "plan": {"measure_first": False},
@@ -92,13 +97,16 @@ def run_one(recipe: dict[str, Any], run: Path) -> None:
     import lorakeet as lk
 
     lk.train(recipe, run)
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+    peak = peak_bytes()
     plan = json.loads((run / "plan.json").read_text(encoding="utf-8"))
-    kind = recipe["method"].get("kind", "lora")
-    predicted = next(m for m in plan["methods"] if m["kind"] == kind)["bytes"]
+    asked = kind_of(recipe_from_dict(recipe))
+    row = next(m for m in plan["methods"] if m["kind"] == asked)
     steps = [e for e in read_events(run / "events.jsonl") if e["kind"] == "step"][1:]
     rate = sum(e["num_tokens"] for e in steps) / sum(e["duration_s"] for e in steps)
-    print("\n" + json.dumps({"predicted": predicted, "measured": peak, "tokens_per_s": rate}))
+    print("\n" + json.dumps({
+        "predicted": row["bytes"], "measured": peak, "predicted_tokens_per_s": row["tokens_per_s"],
+        "tokens_per_s": rate,
+    }))  # fmt: skip
 
 
 def try_one(recipe: dict[str, Any], work: Path) -> dict[str, Any]:

@@ -39,6 +39,8 @@ OPTIONS: dict[str, dict[str, tuple[Any, ...]]] = {
     "qwen2_moe": {**_KV, **_HEAD, "num_experts": (4, 6), "moe_intermediate_size": (16, 24),
                   "shared_expert_intermediate_size": (16, 32), "decoder_sparse_step": (1, 2),
                   "mlp_only_layers": ([], [0], [1]), "qkv_bias": (True, False)},
+    "qwen3_moe": {**_KV, **_HEAD, **_BIAS, "num_experts": (4, 6), "moe_intermediate_size": (16, 24),
+                  "decoder_sparse_step": (1, 2), "mlp_only_layers": ([], [0], [1])},
     "gemma": {**_KV, **_HEAD, **_BIAS},
     "gemma2": {**_KV, **_HEAD, **_BIAS},
     "gemma3_text": {**_KV, **_HEAD, **_BIAS},

@@ -4,11 +4,13 @@ import json
 
 import pytest
 
+from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.recipe_file import recipe_from_dict
 from lorakeet.base.units import GIB
 from lorakeet.plan.choose import HEADROOM_FRACTION, SETTING, DataFacts, make_plan
 from lorakeet.plan.hardware import Gpu, Hardware
 from lorakeet.plan.memory import KINDS, MemoryCase, estimate_memory
+from lorakeet.plan.trained import count_trained
 from tests.plan.configs import write_config
 
 GPT2 = {"model_type": "gpt2"}
@@ -111,7 +113,8 @@ def test_fewer_tokens_are_offered_only_where_they_fit(plan_for):
 def test_a_micro_batch_is_the_limit_or_one_longer_sample(plan_for, train, max_tokens, expected):
     data = {"train": "a.jsonl", "max_tokens": max_tokens}
     plan = plan_for(train=train, data=data)
-    case = MemoryCase(trained_parameters=1, micro_batch_tokens=expected,
+    counted = count_trained(plan.facts, MethodSettings(), is_classifier=False)
+    case = MemoryCase(counted=counted, micro_batch_tokens=expected,
                       is_gpu=bool(plan.hardware.gpus))  # fmt: skip
     found = rows(plan)["lora"].memory.activations
     assert found == estimate_memory(plan.facts, "lora", case).activations

@@ -5,6 +5,7 @@ import pytest
 import torch
 import transformers as t
 
+from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.recipe_file import recipe_from_dict
 from lorakeet.base.records import EncodedSample, Origin
 from lorakeet.data.packing import build_pack
@@ -19,6 +20,7 @@ from lorakeet.plan.memory import (
     estimate_memory,
 )
 from lorakeet.plan.model_facts import read_model_facts
+from lorakeet.plan.trained import count_trained
 from lorakeet.train.step import score_packed
 from tests.plan.configs import write_config
 
@@ -26,7 +28,9 @@ HIDDEN, FFN, LAYERS, VOCABULARY, TOKENS = 64, 128, 2, 1000, 100
 LINEAR = LAYERS * (4 * HIDDEN * HIDDEN + 3 * HIDDEN * FFN)
 OTHER = 2 * VOCABULARY * HIDDEN + (2 * LAYERS + 1) * HIDDEN
 LARGEST = HIDDEN * FFN
-TRAINED = 500
+OUTPUTS = 5 * HIDDEN + 2 * FFN  # of one layer's seven modules
+TRAINED = 16 * LAYERS * (5 * HIDDEN + 2 * FFN + 6 * HIDDEN + FFN)
+PARAMETERS = LINEAR + OTHER
 WASTE = 1 + ALLOCATOR_FRACTION[False]
 
 
@@ -39,9 +43,13 @@ def facts(tmp_path):
     return read_model_facts(tmp_path)
 
 
+def counted_of(facts, **settings):
+    return count_trained(facts, MethodSettings(**settings), is_classifier=False)
+
+
 def estimate(facts, kind, *, is_gpu=False, tokens=TOKENS, **case):
     return estimate_memory(facts, kind, MemoryCase(
-        trained_parameters=TRAINED, micro_batch_tokens=tokens, is_gpu=is_gpu, **case
+        counted=counted_of(facts), micro_batch_tokens=tokens, is_gpu=is_gpu, **case
     ))  # fmt: skip
 
 
@@ -51,30 +59,32 @@ def test_weights_are_counted_in_the_bytes_of_their_kind(facts, is_gpu, w):
     assert found == {
         "full": w * (LINEAR + OTHER),
         "lora": w * (LINEAR + OTHER),
-        "lora-8bit": LINEAR + w * (OTHER + LARGEST),
-        "qlora": int(0.516 * LINEAR + w * (OTHER + LARGEST)),
+        "lora-8bit": LINEAR + 4 * LAYERS * OUTPUTS + w * (OTHER + LARGEST),
+        "qlora": int((0.5 + 1 / 64 + 4 / 256 / 64) * LINEAR) + w * (OTHER + LARGEST),
     }
 
 
 def test_lora_keeps_16_bytes_a_trained_parameter_and_full_has_no_adapter(facts):
     lora, full = estimate(facts, "lora"), estimate(facts, "full")
     assert lora.adapter + lora.gradients + lora.optimizer == 16 * TRAINED
-    assert (full.adapter, full.gradients, full.optimizer) == (0, 4 * TRAINED, 8 * TRAINED)
+    assert (full.adapter, full.gradients, full.optimizer) == (0, 4 * PARAMETERS, 8 * PARAMETERS)
 
 
-def test_the_best_weights_are_copied_in_main_memory_and_so_is_a_large_checkpoint(facts):
-    assert estimate(facts, "lora").copies == 4 * TRAINED
-    assert estimate(facts, "full", keeps_best=False).copies == 0
+def test_the_best_weights_and_the_state_that_is_written_are_copied_in_main_memory(facts):
+    assert estimate(facts, "lora").copies == 4 * TRAINED + 12 * TRAINED
+    assert estimate(facts, "full", keeps_best=False).copies == 12 * PARAMETERS
     assert estimate(facts, "full", is_gpu=True).copies == 0
-    many = MemoryCase(trained_parameters=10**9, micro_batch_tokens=TOKENS, is_gpu=False)
-    parts = estimate_memory(facts, "full", many)
-    assert parts.copies == 4 * 10**9 + (4 + 8) * 10**9 - parts.activations
+
+
+def test_layers_in_few_bits_bring_a_compiler_into_the_process(facts):
+    found = {kind: estimate(facts, kind).process for kind in KINDS}
+    assert found["qlora"] == found["lora-8bit"] > found["lora"] == found["full"]
 
 
 def test_moments_in_8_bits_take_a_quarter_and_adalora_keeps_its_scores(facts):
-    assert estimate(facts, "full", optimizer="adamw-8bit").optimizer == int(2.03 * TRAINED)
+    assert estimate(facts, "full", optimizer="adamw-8bit").optimizer == int(2.03 * PARAMETERS)
     assert estimate(facts, "lora", form="adalora").optimizer == 16 * TRAINED
-    assert estimate(facts, "full", form="adalora").optimizer == 8 * TRAINED
+    assert estimate(facts, "full", form="adalora").optimizer == 8 * PARAMETERS
 
 
 def test_activations_are_what_layers_keep_and_the_logits_stop_at_a_chunk(facts):
@@ -99,7 +109,7 @@ def test_dora_keeps_two_outputs_of_each_module_and_full_the_gradients_of_both_ta
         for kind, form in (("lora", "lora"), ("lora", "adalora"), ("lora", "dora"),
                            ("full", "lora"))
     )  # fmt: skip
-    outputs, ranks = 5 * HIDDEN + 2 * FFN, 16 * 7
+    outputs, ranks = OUTPUTS, 16 * 7
     share = WASTE * TOKENS * 4 * LAYERS
     hole = outputs * TOKENS * 4 * LAYERS
     assert dora - lora == pytest.approx(2 * outputs * share + hole, abs=1)
@@ -122,8 +132,8 @@ def test_what_a_layer_keeps_is_what_autograd_saves(tmp_path, method):
         facts = read_model_facts(tmp_path)
         form = next((key for key in ("dora", "adalora") if key in method), "lora")
         for tokens in (64, 128):
-            case = MemoryCase(trained_parameters=0, micro_batch_tokens=tokens, is_gpu=True,
-                              rank=method.get("rank", 16), form=form)  # fmt: skip
+            case = MemoryCase(counted=counted_of(facts, **method), micro_batch_tokens=tokens,
+                              is_gpu=True, form=form)  # fmt: skip
             kind = method.get("kind", "lora")
             predicted[layers, tokens] = estimate_memory(facts, kind, case).activations
     expected = (predicted[2, 128] - predicted[1, 128]) - (predicted[2, 64] - predicted[1, 64])

@@ -1,7 +1,7 @@
 """What a recipe is predicted to train equals what the method attaches to the built model."""
 
 import pytest
-from transformers import MixtralConfig, MixtralForCausalLM
+from transformers import AutoConfig, AutoModelForCausalLM
 
 from lorakeet.base.errors import RequestError
 from lorakeet.base.method_settings import MethodSettings
@@ -74,11 +74,14 @@ def test_a_classifiers_trained_biases_are_predicted(family, tmp_path):
     assert predicted == attached
 
 
+@pytest.mark.parametrize("kind", ["mixtral", "qwen3_moe"])
 @pytest.mark.parametrize("targets", [["gate_up_proj", "q_proj"], ["experts.down_proj"]])
-def test_stacked_experts_are_counted_by_name(targets, tmp_path):
+def test_stacked_experts_are_counted_by_name(kind, targets, tmp_path):
     sizes = {"hidden_size": 32, "intermediate_size": 24, "num_hidden_layers": 2, "vocab_size": 96,
              "num_attention_heads": 4, "num_key_value_heads": 2}  # fmt: skip
-    model = MixtralForCausalLM(MixtralConfig(**sizes, num_local_experts=4))
+    more = {"num_local_experts": 4} if kind == "mixtral" else {
+        "num_experts": 4, "moe_intermediate_size": 20, "decoder_sparse_step": 2}  # fmt: skip
+    model = AutoModelForCausalLM.from_config(AutoConfig.for_model(kind, **sizes, **more))
     predicted, attached = both(model, tmp_path, {"targets": targets})
     assert predicted == attached
 

@@ -200,8 +200,8 @@ class _Case:
     def memory_of(self, kind: str, micro_batch_tokens: int) -> MemoryParts:
         """Predicted bytes of a method."""
         case = to_memory_case(
-            self.recipe, trained_parameters=self.trained_by(kind),
-            micro_batch_tokens=micro_batch_tokens, is_gpu=bool(self.machine.gpus),
+            self.recipe, self.counted, micro_batch_tokens=micro_batch_tokens,
+            is_gpu=bool(self.machine.gpus),
         )  # fmt: skip
         return estimate_memory(self.facts, kind, case)
 

@@ -22,10 +22,10 @@ def list_gated(config: Config) -> list[Part]:
 
 
 def list_experts(config: Config) -> list[Part]:
-    """Mixtral and Qwen2-MoE: a router sends each token to a few of E feed-forward parts."""
+    """Mixtral and Qwen-MoE: a router sends each token to a few of E feed-forward parts."""
     layer, layers = "model.layers.{}.", range(config["num_hidden_layers"])
     hidden, dense_width = config["hidden_size"], config["intermediate_size"]
-    is_qwen = config["model_type"] == "qwen2_moe"
+    is_qwen = config["model_type"] in ("qwen2_moe", "qwen3_moe")
     width = config["moe_intermediate_size"] if is_qwen else dense_width
     num, used = config["num_experts"], config["num_experts_per_tok"]
     sparse = [i for i in layers if not is_qwen or _is_sparse(config, i)]
@@ -36,7 +36,7 @@ def list_experts(config: Config) -> list[Part]:
             num_in=hidden, num_out=width, used_fraction=min(used / num, 1.0),
         ),
     ]  # fmt: skip
-    if is_qwen:
+    if config["model_type"] == "qwen2_moe":
         shared = config["shared_expert_intermediate_size"]
         experts += _gate(f"{layer}mlp.shared_expert.", hidden, shared)
         experts.append(linear(f"{layer}mlp.shared_expert_gate", hidden, 1))
@@ -79,7 +79,7 @@ def _attention(config: Config, at: str) -> list[Part]:
         linear(f"{at}k_proj", hidden, kv, has_bias=qkv_bias),
         linear(f"{at}v_proj", hidden, kv, has_bias=qkv_bias),
         linear(f"{at}o_proj", q, hidden, has_bias=o_bias),
-        *(norms if kind in ("qwen3", "gemma3_text") else ()),
+        *(norms if kind in ("qwen3", "qwen3_moe", "gemma3_text") else ()),
     ]
 
 

@@ -67,7 +67,7 @@ def _encoder(body: Callable[[Config], list[Part]], *, has_language_head: bool) -
 _GATED = ("llama", "mistral", "qwen2", "qwen3", "gemma", "gemma2", "gemma3_text", "smollm3")
 FAMILIES: dict[str, Family] = {
     **dict.fromkeys(_GATED, _decoder(decoders.list_gated)),
-    **dict.fromkeys(("mixtral", "qwen2_moe"), _decoder(decoders.list_experts)),
+    **dict.fromkeys(("mixtral", "qwen2_moe", "qwen3_moe"), _decoder(decoders.list_experts)),
     "phi3": _decoder(decoders.list_phi3),
     "phi": _decoder(decoders.list_phi),
     "gpt2": _decoder(decoders.list_gpt2),

@@ -1,25 +1,23 @@
 """Memory of training, one formula a part, as the process or the card's allocator counts it.
 
-With N parameters in linear layers, M in all other modules, P trained,
+With N parameters in the matrices that ``quantization`` chooses, M in all others, P trained,
 w bytes a weight (4 on a CPU, 2 on a GPU):
 
     weights       full, lora: w (N + M)     lora-8bit: N + w M     qlora: 0.516 N + w M
-                                            in few bits also w times the largest linear layer,
-                                            the scratch that one layer at a time is expanded into
+                                            in few bits also w times the largest of them, the
+                                            scratch that one layer at a time is expanded into
     adapter       4 P                       A, B and saved modules in float32; nothing for full
     gradients     4 P                       (w P for full)
     optimizer     8 P                       AdamW's two moments in float32; 2.03 P in 8 bits;
                                             8 P more for AdaLoRA's scores
     copies        4 P                       the best weights (w P for full); and the state that
-                                            a checkpoint writes, 4 P + optimizer, where that is
-                                            more than the activations: it is copied when these
-                                            are gone, and written before they are back
+                  + 4 P + optimizer         a checkpoint writes while the next steps are made
                                             (on a GPU both are in main memory)
     activations   see below
-    process       what is there before a model: Python, torch, transformers; measured
+    process       what is there before a model: Python, torch, transformers; on a CPU also the
+                  compiler of the kernels for few bits; measured
 
-0.516 bytes is NF4 with double quantisation: 4 bits, 8-bit scales of blocks of 64,
-and float32 scales of 256 of these (arXiv:2305.14314, section 3).
+0.516 bytes is NF4 with double quantisation; ``plan.few_bits`` counts it for other settings.
 
 Activations of T tokens in a micro-batch, with hidden width D, feed-forward width F and Q = the
 width of all query heads; what a layer keeps a token for its backward pass is:
@@ -49,14 +47,18 @@ from dataclasses import asdict, dataclass
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.units import MIB
+from lorakeet.plan.few_bits import count_quantized
 from lorakeet.plan.model_facts import ModelFacts
+from lorakeet.plan.trained import TrainedCount
 
 KINDS = ("full", "lora", "lora-8bit", "qlora")
+IN_FEW_BITS = ("lora-8bit", "qlora")
 CHUNK_LOGITS = 4_000_000
 AUTO_MICRO_BATCH_TOKENS = 2048
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03}
 ADALORA_SCORE_BYTES = 8
 PROCESS_BYTES = {False: 480 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
+COMPILER_BYTES = 70 * MIB  # LLVM and the kernels that it has made for layers in few bits
 HOLE_ARRAYS = {"lora": 0, "dora": 1, "adalora": 2}  # measured: what steps of W0 x + ... leave
 RANK_ARRAYS = {"lora": 1, "dora": 1, "adalora": 2}
 AT_WORK_F = 4  # arrays of T x F that the layer at work holds besides what is kept
@@ -90,36 +92,33 @@ class MemoryCase:
     """What the memory of one method depends on besides the model.
 
     Args:
-        trained_parameters: P.
+        counted: what an adapter trains.
         micro_batch_tokens: T, tokens that pass the model at once, padding included.
-        rank: r of an adapter.
         form: ``lora``, ``dora`` or ``adalora``, what the adapter computes.
         optimizer: a key of ``MOMENT_BYTES``.
-        four_bit_bytes: of a weight in 4 bits with its scales.
+        quantization: which layers a base in few bits holds so, and in which blocks.
         keeps_best: whether a validation chooses weights that are kept beside the last ones.
     """
 
-    trained_parameters: int
+    counted: TrainedCount
     micro_batch_tokens: int
     is_gpu: bool
-    rank: int = 16
     form: str = "lora"
     optimizer: str = "adamw"
-    four_bit_bytes: float = 0.516
+    quantization: QuantizationSettings = QuantizationSettings()
     keeps_best: bool = True
 
 
 def to_memory_case(
-    recipe: Recipe, *, trained_parameters: int, micro_batch_tokens: int, is_gpu: bool
+    recipe: Recipe, counted: TrainedCount, *, micro_batch_tokens: int, is_gpu: bool
 ) -> MemoryCase:
     """What a recipe says of its memory."""
     method = recipe.method
     return MemoryCase(
-        trained_parameters=trained_parameters, micro_batch_tokens=micro_batch_tokens,
-        is_gpu=is_gpu, rank=method.rank,
+        counted=counted, micro_batch_tokens=micro_batch_tokens, is_gpu=is_gpu,
         form="adalora" if method.adalora else "dora" if method.dora else "lora",
-        four_bit_bytes=count_four_bit_bytes(recipe.quantization),
-        optimizer=recipe.train.optimizer, keeps_best=recipe.data.validation != 0,
+        quantization=recipe.quantization, optimizer=recipe.train.optimizer,
+        keeps_best=recipe.data.validation != 0,
     )  # fmt: skip
 
 
@@ -128,16 +127,6 @@ def kind_of(recipe: Recipe) -> str:
     if not recipe.quantization.is_on:
         return recipe.method.kind
     return "lora-8bit" if recipe.quantization.kind == "int8" else "qlora"
-
-
-def count_four_bit_bytes(settings: QuantizationSettings) -> float:
-    """Bytes of a weight in 4 bits: half a byte, and its share of the scales.
-
-    >>> round(count_four_bit_bytes(QuantizationSettings()), 4)
-    0.5159
-    """
-    K = settings.block_size
-    return 0.5 + (1 / K + 4 / (256 * K) if settings.double else 4 / K)
 
 
 def count_micro_batch_tokens(recipe: Recipe, longest: int | None = None) -> int:
@@ -157,27 +146,32 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
     Args:
         kind: one of ``KINDS``.
     """
-    w, trained = 2 if case.is_gpu else 4, case.trained_parameters
-    linear = facts.linear_parameters
-    few = {"lora-8bit": 1.0, "qlora": case.four_bit_bytes}
-    weights = few.get(kind, w) * linear + w * (facts.parameters - linear)
-    if kind in few:  # the scratch that one layer at a time is expanded into
-        weights += w * max((p.weights for p in facts.parts if p.kind == "linear"), default=0)
+    w = 2 if case.is_gpu else 4
+    trained = facts.parameters if kind == "full" else case.counted.total
     moments = MOMENT_BYTES[case.optimizer]
     if kind != "full" and case.form == "adalora":
         moments += ADALORA_SCORE_BYTES
     own = w if kind == "full" else 4
     optimizer, activations = int(moments * trained), _count_activations(facts, kind, case, w)
-    state = max(0, own * trained + optimizer - activations)
+    best, state = own * trained * case.keeps_best, own * trained + optimizer
     return MemoryParts(
-        weights=int(weights),
+        weights=_count_weights(facts, kind, case, w),
         adapter=0 if kind == "full" else 4 * trained,
         gradients=own * trained,
         optimizer=optimizer,
-        copies=0 if case.is_gpu else own * trained * case.keeps_best + state,
+        copies=0 if case.is_gpu else best + state,
         activations=activations,
-        process=PROCESS_BYTES[case.is_gpu],
+        process=PROCESS_BYTES[case.is_gpu]
+        + (kind in IN_FEW_BITS and not case.is_gpu) * COMPILER_BYTES,
     )
+
+
+def _count_weights(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -> int:
+    """The base: what is in few bits with one expanded layer, and the rest."""
+    if kind not in IN_FEW_BITS:
+        return w * facts.parameters
+    held = count_quantized(facts, case.quantization, kind)
+    return held.num_bytes + w * (facts.parameters - held.parameters + held.largest)
 
 
 def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -> int:
@@ -187,9 +181,8 @@ def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -
     kept = (4 * hidden + heads + (3 if facts.is_gated else 2) * ffn) * facts.layers
     holes = 0
     if kind != "full":
-        linear = [part for part in facts.parts if part.kind == "linear"]
-        outputs = sum(part.count * part.num_out for part in linear)
-        kept += RANK_ARRAYS[case.form] * case.rank * sum(part.count for part in linear)
+        outputs = case.counted.output_sum
+        kept += RANK_ARRAYS[case.form] * case.counted.rank_sum
         kept += 2 * outputs if case.form == "dora" else 0
         holes = 0 if case.is_gpu else HOLE_ARRAYS[case.form] * outputs
     layer = tokens * (AT_WORK_F * ffn + 2 * hidden) * w

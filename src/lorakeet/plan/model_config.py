@@ -37,7 +37,7 @@ ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
         "num_hidden_layers": ("num_hidden_layers", "n_layers"),
         "num_attention_heads": ("num_attention_heads", "n_heads"),
     },
-    "mixtral": {"num_experts": ("num_experts", "num_local_experts")},
+    **dict.fromkeys(("mixtral", "qwen3_moe"), {"num_experts": ("num_experts", "num_local_experts")}),
 }  # fmt: skip
 
 
@@ -67,6 +67,9 @@ DEFAULTS: dict[str, Config] = {
                   "num_experts": 60, "num_experts_per_tok": 4, "decoder_sparse_step": 1,
                   "moe_intermediate_size": 1408, "shared_expert_intermediate_size": 5632,
                   "qkv_bias": True},
+    "qwen3_moe": {**_sizes(151936, 2048, 24, 32, 6144), "num_key_value_heads": 4,
+                  "num_experts": 128, "num_experts_per_tok": 8, "decoder_sparse_step": 1,
+                  "moe_intermediate_size": 768},
     "gemma": {**_sizes(256000, 3072, 28, 16, 24576), "num_key_value_heads": 16, "head_dim": 256,
               "tie_word_embeddings": True},
     "gemma2": {**_GEMMA2, "num_key_value_heads": 4, "head_dim": 256, "tie_word_embeddings": True},

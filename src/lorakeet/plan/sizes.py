@@ -93,11 +93,9 @@ def _plan_size(size: str, recipe: Recipe, machine: Hardware) -> SizePlan:
 def _need(facts: ModelFacts, kind: str, recipe: Recipe, *, is_gpu: bool) -> int:
     """Predicted bytes of a method for a decoder of this shape."""
     counted = count_trained(facts, recipe.method, is_classifier=False)
-    trained = facts.parameters if kind == "full" else counted.total
     case = to_memory_case(
-        recipe, trained_parameters=trained, is_gpu=is_gpu,
-        micro_batch_tokens=count_micro_batch_tokens(recipe),
-    )  # fmt: skip
+        recipe, counted, micro_batch_tokens=count_micro_batch_tokens(recipe), is_gpu=is_gpu
+    )
     return estimate_memory(facts, kind, case).total
 
 

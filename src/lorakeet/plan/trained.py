@@ -26,6 +26,8 @@ class TrainedCount:
         adapter_parameters: entries of A and B, and trained biases.
         saved_parameters: entries of modules trained in full.
         num_targets: adapted modules; 0 where the targets match nothing.
+        rank_sum: r of all adapted modules together.
+        output_sum: output widths of all adapted modules together.
         missing_saved: names of ``modules_to_save`` that match nothing.
     """
 
@@ -33,6 +35,8 @@ class TrainedCount:
     saved_parameters: int
     num_targets: int
     missing_saved: tuple[str, ...] = ()
+    rank_sum: int = 0
+    output_sum: int = 0
 
     @property
     def total(self) -> int:
@@ -65,6 +69,8 @@ def count_trained(
         saved_parameters=sum(weights[name] for name in saved),
         num_targets=len(adapted),
         missing_saved=tuple(k for k in method.modules_to_save if not _find_saved(facts, {k})),
+        rank_sum=sum(r for r, part in ranks if part.kind != "stack"),
+        output_sum=sum(part.num_out for _, part in ranks if part.kind != "stack"),
     )
 
 
