@@ -97,6 +97,11 @@ def attend_segments(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: How) -
     """
     if _is_fast(q, v, layout, how):
         return _JoinedAttention.apply(q, k, v, layout, how)
+    return attend_apart(q, k, v, layout, how)
+
+
+def attend_apart(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: How) -> Tensor:
+    """The readable way of ``attend_segments``, on any device and dtype."""
     k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
     parts = [
         _attend(

@@ -30,6 +30,7 @@ from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
 from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorakeet.models.attention import How, Layout, attend_segments
+from lorakeet.models.attention_gpu import find_attention
 from lorakeet.models.head import backbone_of, evaluation_mode
 
 NAME = "lorakeet_packed"
@@ -151,7 +152,8 @@ def attend(
         dropout=options.get("dropout", 0.0), scaling=options.get("scaling"),
         window=options.get("sliding_window"), soft_cap=options.get("softcap"),
     )  # fmt: skip
-    return attend_segments(query, key, value, layout, how).transpose(1, 2).contiguous(), None
+    call = find_attention(query, value, how) or attend_segments
+    return call(query, key, value, layout, how).transpose(1, 2).contiguous(), None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> Tensor | None:

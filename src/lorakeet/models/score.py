@@ -28,9 +28,11 @@ from torch.utils.checkpoint import checkpoint
 
 from lorakeet.base.errors import RequestError
 from lorakeet.models.head import backbone_of, bend, head_of, read_head_facts, soft_cap_of
+from lorakeet.models.kernels import load_head
 from lorakeet.models.packed import first_tokens_only, packed, read_pack_facts
 
 CHUNK_LOGITS = 4_000_000
+GPU_CHUNK_LOGITS = 2**26  # 128 MiB at 16 bits; 442 rows of 151,936, above what reading W costs
 
 
 def score_targets(
@@ -148,7 +150,7 @@ def score_hidden(
     if type(head) is nn.Linear:
         ask = _Ask(targets_N, soft_cap, torch.is_grad_enabled())
         return _LinearHead.apply(hidden_ND, head.weight, head.bias, ask)
-    rows = max(16, CHUNK_LOGITS // head.weight.shape[0])
+    rows = _count_rows(head.weight)
     losses = [
         checkpoint(_reference_loss, head, hidden, targets, soft_cap, use_reentrant=False)
         for hidden, targets in zip(hidden_ND.split(rows), targets_N.split(rows), strict=True)
@@ -179,18 +181,16 @@ class _LinearHead(torch.autograd.Function):
             for tensor, is_wanted in zip(inputs, wanted, strict=True)
         ]
         total = hidden_ND.new_zeros((), dtype=torch.float32)
-        rows = max(16, CHUNK_LOGITS // len(weight_VD))
+        rows = _count_rows(weight_VD)
         for start in range(0, len(hidden_ND), rows):
             piece = slice(start, start + rows)
-            logits_NV, slope_NV = _logits(hidden_ND[piece], weight_VD, bias_V, ask.soft_cap)
-            targets_N = ask.targets_N[piece, None]
-            normaliser_N = logits_NV.logsumexp(-1, keepdim=True)
-            total += (normaliser_N - logits_NV.gather(1, targets_N)).sum()
-            if any(wanted):
-                p_NV = logits_NV.sub_(normaliser_N).exp_()
-                p_NV.scatter_add_(1, targets_N, p_NV.new_full((), -1).expand_as(targets_N))
-                if slope_NV is not None:
-                    p_NV.mul_(slope_NV)
+            logits_NV = F.linear(hidden_ND[piece], weight_VD, bias_V)
+            gpu = load_head(logits_NV)
+            losses_N, p_NV = (gpu.cross_entropy if gpu else cross_entropy)(
+                logits_NV, ask.targets_N[piece], ask.soft_cap, wants_gradient=any(wanted)
+            )
+            total += losses_N.sum()
+            if p_NV is not None:
                 _add_gradients(gradients, p_NV, inputs, piece)
         ctx.save_for_backward(*gradients)
         ctx.dtypes = [tensor.dtype if tensor is not None else None for tensor in inputs]
@@ -230,12 +230,35 @@ def _reference_loss(
     return F.cross_entropy(bend(head(hidden_ND).float(), soft_cap), targets_N, reduction="sum")
 
 
-def _logits(
-    hidden_ND: Tensor, weight_VD: Tensor, bias_V: Tensor | None, soft_cap: float | None
+def cross_entropy(
+    logits_NV: Tensor, targets_N: Tensor, soft_cap: float | None, *, wants_gradient: bool
 ) -> tuple[Tensor, Tensor | None]:
-    """float32 logits and, under a soft cap, the slope 1 - tanh^2 of the cap."""
-    logits_NV = F.linear(hidden_ND, weight_VD, bias_V).float()
-    if not soft_cap:
-        return logits_NV, None
-    bent_NV = torch.tanh(logits_NV / soft_cap)
-    return bent_NV * soft_cap, 1 - bent_NV.square()
+    """The losses of rows of logits, float32 [N], and their gradient to the logits.
+
+        z = c tanh(l / c)  (or l)        loss = log sum_j e^z_j - z_t
+        dl = (e^(z - lse) - [j = t]) (1 - (z / c)^2)
+
+    Args:
+        logits_NV: overwritten, where it is float32.
+
+    Returns:
+        the gradient is float32 [N, V], or None when it is not wanted.
+    """
+    z_NV, slope_NV = logits_NV.float(), None
+    if soft_cap:
+        bent_NV = torch.tanh(z_NV / soft_cap)
+        z_NV, slope_NV = bent_NV * soft_cap, 1 - bent_NV.square()
+    targets_N1 = targets_N[:, None]
+    lse_N1 = z_NV.logsumexp(-1, keepdim=True)
+    losses_N = (lse_N1 - z_NV.gather(1, targets_N1))[:, 0]
+    if not wants_gradient:
+        return losses_N, None
+    p_NV = z_NV.sub_(lse_N1).exp_()
+    p_NV.scatter_add_(1, targets_N1, p_NV.new_full((), -1).expand_as(targets_N1))
+    return losses_N, p_NV if slope_NV is None else p_NV.mul_(slope_NV)
+
+
+def _count_rows(weight_VD: Tensor) -> int:
+    """Rows of a chunk: enough to keep the device's matmul busy, few enough for its memory."""
+    limit = GPU_CHUNK_LOGITS if weight_VD.is_cuda else CHUNK_LOGITS
+    return max(16, limit // weight_VD.shape[0])

@@ -5,7 +5,8 @@
     rotation    (x1, x2) -> (x1 c - x2 s, x2 c + x1 s)      saves nothing but c and s
 
 Plain autograd keeps three to five arrays of the size of x for each of these; on a
-CPU, writing and reading them costs more than the arithmetic.
+CPU, writing and reading them costs more than the arithmetic.  On a GPU the kernels of
+``units_gpu`` compute the same in one pass each.
 
 Legend: ... any leading sizes, D width.
 """
@@ -20,6 +21,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lorakeet.models.kernels import load_units
+
 
 class RmsNorm(torch.autograd.Function):
     """w x r with r = 1 / sqrt(mean(x^2) + eps); ``apply(x, w, eps)`` (arXiv:1910.07467).
@@ -29,6 +32,10 @@ class RmsNorm(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, w: Tensor, eps: float) -> Tensor:
+        if gpu := load_units(x):
+            y, r = gpu.norm(x, w, eps)
+            ctx.save_for_backward(x, w, r)
+            return y
         r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
         r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, w, r)
@@ -38,6 +45,8 @@ class RmsNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         x, w, r = ctx.saved_tensors
+        if gpu := load_units(x):
+            return *gpu.norm_backward(x, w, r, dy, wants_dw=ctx.needs_input_grad[1]), None
         dw = None
         if ctx.needs_input_grad[1]:
             dw = (dy * (x * r)).reshape(-1, x.shape[-1]).sum(0)
@@ -67,12 +76,16 @@ class Gate(torch.autograd.Function):
     def forward(ctx: Any, g: Tensor, u: Tensor, act: str) -> Tensor:
         ctx.save_for_backward(g, u)
         ctx.act = act
+        if gpu := load_units(g):
+            return gpu.gate(g, u, act)
         return _ACT[act][0](g).mul_(u)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, Tensor, None]:
         g, u = ctx.saved_tensors
+        if gpu := load_units(g):
+            return *gpu.gate_backward(g, u, dy, ctx.act), None
         forward, backward = _ACT[ctx.act]
         return backward(dy * u, g), forward(g).mul_(dy), None
 
@@ -86,12 +99,16 @@ class Rotate(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
         ctx.save_for_backward(cos, sin)
+        if x.ndim == 4 and (gpu := load_units(x)):
+            return gpu.rotate(x, cos, sin)
         return _turn(x, cos, sin)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None, None]:
         cos, sin = ctx.saved_tensors
+        if dy.ndim == 4 and (gpu := load_units(dy)):
+            return gpu.rotate(dy, cos, sin, is_backward=True), None, None
         return _turn(dy, cos, -sin), None, None
 
 
