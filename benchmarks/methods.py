@@ -1,12 +1,13 @@
 """Every training method on real text: score, size, time, memory and forgetting.
 
-    python -m benchmarks.methods [--quick]
+    python -m benchmarks.methods [--quick] [NAME ...]
 
 A real Llama of 260,032 parameters that its author trained on TinyStories learns
 Shakespeare through ``train_model``.  The score is the perplexity of passages that are never
 trained; forgetting is how far the loss on held-out stories rises, in nats a token.  Each
 method's rate is the best of one small grid by the first seed; the table shows the mean and
-the spread (highest less lowest) over all seeds.
+the spread (highest less lowest) over all seeds.  With names only those rows are run, and the
+others stay in the table as they are.
 
 Every run is a process of its own, forked from one that holds model and data, so that its
 peak memory is its own: what is shown is how far its resident peak lies above its start.
@@ -60,8 +61,13 @@ class Size:
 
 
 QUICK = Size(rows=128, held=24, steps=12, rates=(2e-3, 8e-3, 3.2e-2), seeds=(0, 1))
-WHOLE = Size(rows=1600, held=160, steps=200, rates=(5e-4, 1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-             seeds=(0, 1, 2))  # fmt: skip
+WHOLE = Size(rows=320, held=32, steps=40, rates=(1e-3, 3e-3, 1e-2, 3e-2), seeds=(0, 1, 2))
+ROWS = {
+    name: ("nf4" if row.options.get("start") == "loftq" else "", dict(row.options))
+    for name, row in METHODS.items()
+}
+ROWS.pop("lora and biases")  # this Llama has none
+ROWS |= {"lora on nf4": ("nf4", {"kind": "lora"})}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -70,7 +76,7 @@ class Bench:
 
     size: Size
     work: Path
-    model: Any
+    models: dict[str, Any]  # kind of quantisation, or "" for none -> the base
     tokenizer: Any
     data: PreparedData
     stories: PreparedData
@@ -118,38 +124,42 @@ def open_bench(size: Size, work: Path) -> Bench:
         "validation": write_passages(work / "held.jsonl", passages[size.rows :]),
     }
     told = write_passages(work / "stories.jsonl", read_stories(size.held))
-    model, tokenizer = load_model(str(BASE), dtype="float32")
+    kinds = {kind for kind, _ in ROWS.values()}
+    loaded = {k: load_model(str(BASE), dtype="float32", quantization=k or None) for k in kinds}
+    tokenizer = loaded[""][1]
     recipe = make_recipe(data, size, {"kind": "full"}, 1e-3, 0)
     stories = make_recipe({"train": told, "validation": 0}, size, {"kind": "full"}, 1e-3, 0)
     return Bench(
-        size=size, work=work, model=model, tokenizer=tokenizer,
+        size=size, work=work, tokenizer=tokenizer,
+        models={kind: model for kind, (model, _) in loaded.items()},
         data=prepare_data(recipe, tokenizer, work / "data", _ignore),
         stories=prepare_data(stories, tokenizer, work / "stories", _ignore),
     )  # fmt: skip
 
 
-def run_once(bench: Bench, options: dict, rate: float, seed: int) -> dict[str, float]:
+def run_once(bench: Bench, row: tuple[str, dict], rate: float, seed: int) -> dict[str, float]:
     """One training run in a process of its own, and what it measured."""
     context = multiprocessing.get_context("fork")
     here, there = context.Pipe(duplex=False)
-    child = context.Process(target=_train, args=(bench, options, rate, seed, there))
+    child = context.Process(target=_train, args=(bench, row, rate, seed, there))
     child.start()
     there.close()
     try:
         return {"rate": rate, **here.recv()}
     except EOFError as error:
-        raise SystemExit(f"{options} at {rate}: the run ended without a result.") from error
+        raise SystemExit(f"{row} at {rate}: the run ended without a result.") from error
     finally:
         child.join()
 
 
-def _train(bench: Bench, options: dict, rate: float, seed: int, answer: Any) -> None:
+def _train(bench: Bench, row: tuple[str, dict], rate: float, seed: int, answer: Any) -> None:
     """The child: trains, measures, and sends what it found."""
     start_bytes, pad_id = peak_bytes() or 0, bench.tokenizer.pad_token_id or 0
+    kind, options = row
     recipe = make_recipe({"train": "-", "validation": "-"}, bench.size, options, rate, seed)
-    model, held, told = bench.model, bench.data.validation, bench.stories.train
+    model, held, told = bench.models[kind], bench.data.validation, bench.stories.train
     before = measure_perplexity(model, told, pad_id)["loss"]
-    report = apply_method(model, recipe.method, task="text", seed=seed)
+    report = apply_method(model, recipe.method, task="text", seed=seed, base=str(BASE))
     run = RunFolder(Path(tempfile.mkdtemp(dir=bench.work)))
     job = TrainJob(model=model, recipe=recipe, data=bench.data, run=run, pad_id=pad_id)
     started_s = time.process_time()
@@ -167,12 +177,12 @@ def _ignore(kind: str, **fields: Any) -> None:
     """Hears events and keeps none."""
 
 
-def measure_method(bench: Bench, options: dict) -> dict[str, Any]:
+def measure_method(bench: Bench, row: tuple[str, dict]) -> dict[str, Any]:
     """The best rate by the first seed, and all seeds at it."""
     first, *others = bench.size.seeds
-    tried = [run_once(bench, options, rate, first) for rate in bench.size.rates]
+    tried = [run_once(bench, row, rate, first) for rate in bench.size.rates]
     best = min(tried, key=lambda run: run["score"])
-    runs = [best, *(run_once(bench, options, best["rate"], seed) for seed in others)]
+    runs = [best, *(run_once(bench, row, best["rate"], seed) for seed in others)]
     ends = (min(bench.size.rates), max(bench.size.rates))
     return {"rate": best["rate"], "edge": best["rate"] in ends, "runs": runs}
 
@@ -193,16 +203,26 @@ def to_row(name: str, found: dict[str, Any]) -> str:
     )
 
 
+def read_rows(path: Path) -> dict[str, str]:
+    """Method -> its line of a table that was written before."""
+    lines = path.read_text(encoding="utf-8").splitlines() if path.is_file() else []
+    told = {line.split("|")[1].strip(): line for line in lines if line.startswith("| ")}
+    return {name: line for name, line in told.items() if name in ROWS}
+
+
 def main() -> None:
-    """Runs every method and writes the table."""
+    """Runs every method, or those that are named, and writes the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--quick", action="store_true", help="few rows, steps, rates and seeds")
-    size = QUICK if parser.parse_args().quick else WHOLE
+    parser.add_argument("methods", nargs="*", help="rows to run; all when none is named")
+    asked = parser.parse_args()
+    size = QUICK if asked.quick else WHOLE
+    file = RESULTS / ("methods-quick.md" if asked.quick else "methods.md")
     torch.set_num_threads(1)  # a forked process cannot take its parent's threads along
     work = Path(tempfile.mkdtemp())
     bench = open_bench(size, work)
     before = measure_perplexity(
-        bench.model, bench.data.validation, bench.tokenizer.pad_token_id or 0
+        bench.models[""], bench.data.validation, bench.tokenizer.pad_token_id or 0
     )
     kind = " (the quick form)" if size is QUICK else ""
     rates = ", ".join(f"{rate:g}" for rate in size.rates)
@@ -222,10 +242,12 @@ def main() -> None:
         "nats a token that the loss on stories rises.  (edge): the best rate lies at an end of the "
         "grid."
     )
-    for name, row in METHODS.items():
-        lines.append(to_row(name, measure_method(bench, dict(row.options))))
-        print(lines[-1], flush=True)
-        write_text(RESULTS / "methods.md", "\n".join([*lines, "", last]) + "\n")
+    done = read_rows(file) if asked.methods else {}
+    for name in asked.methods or ROWS:
+        done[name] = to_row(name, measure_method(bench, ROWS[name]))
+        print(done[name], flush=True)
+        rows = [done[each] for each in ROWS if each in done]
+        write_text(file, "\n".join([*lines, *rows, "", last]) + "\n")
     shutil.rmtree(work)
 
 

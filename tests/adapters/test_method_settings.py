@@ -27,5 +27,5 @@ def test_every_contradiction_is_told_at_once():
 
 
 def test_an_unknown_start_is_refused_with_the_known_ones():
-    with pytest.raises(RecipeError, match="'default', 'pissa' or 'pissa-fast'"):
+    with pytest.raises(RecipeError, match="'default', 'pissa', 'pissa-fast' or 'loftq'"):
         read(start="svd")

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lorakeet.adapters.bias import bias_in_use
 from lorakeet.adapters.saved import SavedModule
-from lorakeet.adapters.settings import DEFAULT_START, Lora
+from lorakeet.adapters.settings import PISSA_STARTS, Lora
 from lorakeet.adapters.start import principal_factors
 from lorakeet.quant.linear import QuantizedLinear
 
@@ -122,7 +122,7 @@ class LoraLayer(nn.Module):
         self.create(name, (r, num_in, num_out), seed)
         if settings.adalora is not None:
             self._start_triplets(name, seed)
-        if settings.start != DEFAULT_START:
+        if settings.start in PISSA_STARTS:
             A0, B0 = principal_factors(
                 self.base_matrix(), r, self.scales[name], start=settings.start, seed=seed
             )

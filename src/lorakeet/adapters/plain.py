@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from lorakeet.adapters.attach import settings_of
 from lorakeet.adapters.experts import layer_names
 from lorakeet.adapters.layer import LoraLayer
-from lorakeet.adapters.settings import DEFAULT_START, Lora
+from lorakeet.adapters.settings import DEFAULT_START, PISSA_STARTS, Lora
 from lorakeet.base.errors import FileFormatError, RequestError
 
 PREFIX = "base_model.model."
@@ -51,7 +51,7 @@ def to_plain_settings(model: nn.Module, name: str) -> Lora:
         ranks = {path: layer.plain_rank(name) for path, layer in layers.items()}
         alphas = {path: layer.scales[name] * ranks[path] for path, layer in layers.items()}
         return replace(settings, adalora=None, rank_pattern=ranks, alpha_pattern=alphas)
-    if settings.start != DEFAULT_START:
+    if settings.start in PISSA_STARTS:
         more = math.sqrt(2) if settings.rslora else 2
         return replace(
             settings, start=DEFAULT_START, rank=2 * settings.rank, alpha=more * settings.alpha,

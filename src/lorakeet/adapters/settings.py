@@ -10,10 +10,11 @@ from dataclasses import dataclass, field
 from lorakeet.base.errors import RequestError
 
 ALL_LINEAR = "all-linear"
-DEFAULT_START, PISSA, PISSA_FAST = "default", "pissa", "pissa-fast"
+DEFAULT_START, PISSA, PISSA_FAST, LOFTQ = "default", "pissa", "pissa-fast", "loftq"
 NO_BIAS, LORA_BIAS, ALL_BIASES = "none", "lora_only", "all"
 BIASES = (NO_BIAS, LORA_BIAS, ALL_BIASES)
-STARTS = (DEFAULT_START, PISSA, PISSA_FAST)
+PISSA_STARTS = (PISSA, PISSA_FAST)
+STARTS = (DEFAULT_START, *PISSA_STARTS, LOFTQ)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +57,8 @@ class Lora:
         bias: ``none``, ``lora_only`` (biases of the adapted layers) or ``all`` are trained too.
         dora: magnitude and direction apart (arXiv:2402.09353).
         start: ``default`` (B A is zero), or ``pissa`` and ``pissa-fast``, the principal
-            directions of the weight by an exact or a randomised SVD (arXiv:2404.02948).
+            directions of the weight by an exact or a randomised SVD (arXiv:2404.02948), or
+            ``loftq``, the rounding error of a quantised weight (``models.loftq``).
         adalora: a rank budget for the whole model; ``rank`` is then every module's r at first.
 
     Raises:

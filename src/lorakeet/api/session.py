@@ -50,7 +50,7 @@ def open_session(
         recipe.base, task=recipe.task, label_names=data.label_names,
         quantization=recipe.quantization,
     )  # fmt: skip
-    apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed)
+    apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed, base=recipe.base)
     return Session(
         recipe=recipe, run=run, base_folder=base_folder, model=model,
         tokenizer=tokenizer, data=data, emit=emit,

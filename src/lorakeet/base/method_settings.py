@@ -9,7 +9,7 @@ from pydantic import model_validator
 from lorakeet.base.section import Names, Section, setting
 
 MethodKind = Literal["lora", "full"]
-Start = Literal["default", "pissa", "pissa-fast"]
+Start = Literal["default", "pissa", "pissa-fast", "loftq"]
 Bias = Literal["none", "lora_only", "all"]
 
 
@@ -89,8 +89,10 @@ class MethodSettings(Section):
     )
     start: Start = setting(
         "default",
-        "where B A starts: at zero, or at the weight's principal directions (PiSSA)",
-        why="pissa learns faster at first (arXiv:2404.02948), zero is proven everywhere",
+        "where B A starts: at zero, at the weight's principal directions (pissa), or at the "
+        "rounding error of a quantised base (loftq)",
+        why="pissa learns faster at first (arXiv:2404.02948), loftq repairs few bits "
+        "(arXiv:2310.08659); zero is proven everywhere",
     )
     lora_plus_ratio: float | None = setting(
         None, "learning rate of B over that of A; 16 is LoRA+ (arXiv:2402.12354)", gt=0

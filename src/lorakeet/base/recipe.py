@@ -200,4 +200,9 @@ class Recipe(Section):
                 f"quantization.kind {self.quantization.kind} needs method.kind: lora, as weights "
                 "in few bits are frozen"
             )
+        if self.method.start == "loftq" and not self.quantization.is_on:
+            raise ValueError(
+                "method.start loftq repairs the rounding of a quantised base, and "
+                "quantization.kind is off; set it to nf4 or int8, or leave start out"
+            )
         return self

@@ -17,11 +17,12 @@ from torch import nn
 from lorakeet.adapters.attach import attach, report_of
 from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
-from lorakeet.adapters.settings import AdaLora, Lora
+from lorakeet.adapters.settings import LOFTQ, AdaLora, Lora
 from lorakeet.adapters.targets import HEAD_NAMES, is_inside
 from lorakeet.base.errors import FileFormatError
 from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.run_folder import sha256_file, write_json
+from lorakeet.models.loftq import start_on_errors
 from lorakeet.models.quiet import no_bars
 
 
@@ -56,14 +57,20 @@ class Method:
 
 
 def apply_method(
-    model: nn.Module, settings: MethodSettings, *, task: str, seed: int
+    model: nn.Module, settings: MethodSettings, *, task: str, seed: int, base: str | None = None
 ) -> MethodReport:
     """Freezes and attaches what a recipe's method asks for.
+
+    Args:
+        base: what the model was loaded from; ``start: loftq`` reads its full weights.
 
     Raises:
         RequestError: targets or ranks do not fit the model.
     """
-    return _row_of(settings).apply(model, settings, task=task, seed=seed)
+    report = _row_of(settings).apply(model, settings, task=task, seed=seed)
+    if settings.start == LOFTQ and base is not None:
+        start_on_errors(model, base, task=task, seed=seed)
+    return report
 
 
 def write_trained(
@@ -182,6 +189,7 @@ METHODS: dict[str, Method] = {
     "pissa": _adapter("arXiv:2404.02948", start="pissa"),
     "pissa-fast": _adapter("arXiv:2404.02948", start="pissa-fast"),
     "dora on pissa": _adapter("arXiv:2402.09353, arXiv:2404.02948", dora=True, start="pissa"),
+    "loftq": _adapter("arXiv:2310.08659", start="loftq"),
     "adalora": _adapter("arXiv:2303.10512", adalora={"target_rank": 2}),
     "lora and biases": _adapter("arXiv:2106.09685, arXiv:2106.10199", bias="all"),
     "full": Method(

@@ -7,7 +7,7 @@
     plateau       the median loss of the last 60 steps is not below that of the 60 before, both
                   are known to 10 %, and no look in between found a better validation loss
     zero-factor   an A or B of the adapter is still zero at a look after step 3
-    unlike-base   before step 1 the loss is not the base's, as an empty adapter's must be
+    unlike-base   before step 1 the loss is not the base's, as a new adapter's must be
     no-knowledge  before step 1 the loss is that of a guess among all tokens, ln V
     repeating     a sample answer says one thing over and over, or nothing
 
@@ -108,7 +108,8 @@ class AlarmWatch:
 
     def _hear_first_batch(self, fields: dict[str, Any]) -> None:
         loss, base, guess = fields["loss"], fields.get("base_loss"), fields.get("uniform_loss")
-        self._set("unlike-base", base is not None and not _are_close(loss, base), fields["step"],
+        is_unlike = base is not None and not _are_close(loss, base)
+        self._set("unlike-base", is_unlike and fields.get("starts_at_base", True), fields["step"],
                   f"before the first step the loss is {loss:.4g}, and {base or 0:.4g} without the "
                   "adapter. An empty adapter changes nothing, so it is not empty or its layers do "
                   "not hand the base's values on.")  # fmt: skip

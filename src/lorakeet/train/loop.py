@@ -135,17 +135,19 @@ class TrainLoop:
         self.saved_step = self.step
 
     def start(self) -> None:
-        """Before the first step: the tuned model must answer like its base."""
+        """Before the first step: the tuned model must answer like its base, if it is new."""
         rows, _ = split_targets(self._rows_of(1))
         if rows:
-            job = self.job
+            job, method = self.job, self.job.recipe.method
+            # A parent's adapter has learned, and LoftQ's repairs its base: they are not empty.
+            is_empty = method.adapter is None and method.start != "loftq"
             seen, _ = halve_until_fits(
                 lambda size: measure_first_batch(
                     job.model, rows, pad_id=job.pad_id, max_tokens=size
                 ),
                 self.runner.micro_batch_tokens, halve_batch,
             )  # fmt: skip
-            self.emit("first_batch", step=0, **seen)
+            self.emit("first_batch", step=0, starts_at_base=is_empty, **seen)
         self.look()
 
     def make_step(self) -> None:

@@ -139,7 +139,7 @@ def _make_steps(
     model, tokenizer = load_model(
         recipe.base, task=recipe.task, label_names=label_names, quantization=recipe.quantization
     )
-    apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed)
+    apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed, base=recipe.base)
     model.eval()
     _wake_adapters(model)
     facts = read_pack_facts(model)
