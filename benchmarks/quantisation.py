@@ -26,7 +26,7 @@ from torch.nn import functional as F
 from lorakeet.base.native_code import find_native_code
 from lorakeet.base.run_folder import write_text
 from lorakeet.quant.int8 import quantize_int8
-from lorakeet.quant.kernels import dequantize_nf4, multiply_int8, multiply_nf4
+from lorakeet.quant.kernels import dequantize_nf4, multiply
 from lorakeet.quant.nf4 import dequantize_blocks, quantize_blocks
 
 RESULTS = Path(__file__).parent / "results"
@@ -65,9 +65,9 @@ def build_arms(shape: tuple[int, int]) -> dict[tuple[str, str], Arm]:
         work = f"{count} rows"
         arms[work, "float32"] = lambda x=x: F.linear(x, W)
         arms[work, "bitsandbytes"] = lambda x=x: bnb.matmul_4bit(x, codes.t(), state)
-        arms[work, "nf4"] = lambda x=x: multiply_nf4(x, blocks)
-        arms[work, "nf4 double"] = lambda x=x: multiply_nf4(x, doubled)
-        arms[work, "int8"] = lambda x=x: multiply_int8(x, rows)
+        arms[work, "nf4"] = lambda x=x: multiply(x, blocks)
+        arms[work, "nf4 double"] = lambda x=x: multiply(x, doubled)
+        arms[work, "int8"] = lambda x=x: multiply(x, rows)
     return arms
 
 

@@ -16,8 +16,7 @@ from lorakeet.quant.kernels import (
     MAX_FUSED_ROWS,
     dequantize_nf4,
     dequantize_rows,
-    multiply_int8,
-    multiply_nf4,
+    multiply,
 )
 from lorakeet.quant.nf4 import BLOCK_SIZES, LEVELS, dequantize_blocks, quantize_blocks
 
@@ -104,26 +103,26 @@ def test_a_scratch_is_written_at_its_head_alone_whatever_its_alignment(offset):
 def test_nf4_products_equal_the_reference(num_rows, shape, double, threads):
     blocks, x = blocks_of(shape, double=double), normal(num_rows, shape[1], seed=1)
     expected = x.double() @ dequantize_blocks(blocks).double().T
-    assert_close(multiply_nf4(x, blocks), expected)
+    assert_close(multiply(x, blocks), expected)
 
 
 @pytest.mark.parametrize("block_size", [64, 512, 4096])
 @pytest.mark.parametrize("kind", LEVELS)
 def test_blocks_may_span_several_rows(block_size, kind):
     blocks, x = blocks_of((64, 192), block_size=block_size, kind=kind), normal(2, 192)
-    assert_close(multiply_nf4(x, blocks), x.double() @ dequantize_blocks(blocks).double().T)
+    assert_close(multiply(x, blocks), x.double() @ dequantize_blocks(blocks).double().T)
 
 
 @pytest.mark.parametrize("num_rows", [1, 2, 3, 4, 5, 6, 7, 8, 9, MAX_FUSED_ROWS + 1])
 @pytest.mark.parametrize("shape", [*SHAPES, (5, 37)])
 def test_int8_products_equal_the_reference(num_rows, shape, threads):
     weight, x = quantize_int8(normal(*shape)), normal(num_rows, shape[1], seed=1)
-    assert_close(multiply_int8(x, weight), x.double() @ dequantize_int8(weight).double().T)
+    assert_close(multiply(x, weight), x.double() @ dequantize_int8(weight).double().T)
 
 
 def test_rows_that_no_step_divides_take_the_reference():
     blocks, x = blocks_of((64, 37)), normal(2, 37)
-    assert_close(multiply_nf4(x, blocks), x.double() @ dequantize_blocks(blocks).double().T)
+    assert_close(multiply(x, blocks), x.double() @ dequantize_blocks(blocks).double().T)
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
@@ -131,8 +130,8 @@ def test_inputs_of_any_dtype_and_layout_keep_their_dtype_and_shape(dtype):
     blocks, weight = blocks_of((5, 64)), quantize_int8(normal(5, 64))
     x = normal(64, 3, 2).to(dtype).permute(2, 1, 0)
     for found, W in (
-        (multiply_nf4(x, blocks), dequantize_blocks(blocks)),
-        (multiply_int8(x, weight), dequantize_int8(weight)),
+        (multiply(x, blocks), dequantize_blocks(blocks)),
+        (multiply(x, weight), dequantize_int8(weight)),
     ):
         assert found.dtype == dtype and found.shape == (2, 3, 5)
         expected = torch.nn.functional.linear(x.float(), W)
@@ -145,7 +144,7 @@ def test_inputs_of_any_dtype_and_layout_keep_their_dtype_and_shape(dtype):
 def test_a_row_has_the_same_bits_whatever_the_batch_and_the_threads(shape, threads):
     x = normal(MAX_FUSED_ROWS, shape[1], seed=2)
     blocks, weight = blocks_of(shape, double=True), quantize_int8(normal(*shape))
-    for multiply, W in ((multiply_nf4, blocks), (multiply_int8, weight)):
+    for W in (blocks, weight):
         alone = torch.cat([multiply(row[None], W) for row in x])
         for num_rows in (1, 2, 3, 4, 5, 6, 7, 8, 13, MAX_FUSED_ROWS):
             assert torch.equal(multiply(x[:num_rows], W), alone[:num_rows])
@@ -157,7 +156,7 @@ def test_threads_that_call_at_once_get_the_answers_of_one():
     inputs = [normal(1 + i % 8, 1088, seed=i) for i in range(64)]
 
     def answer(x):
-        return multiply_nf4(x, blocks), multiply_int8(x, weight)
+        return multiply(x, blocks), multiply(x, weight)
 
     expected = [answer(x) for x in inputs]
     with ThreadPoolExecutor(8) as pool:
@@ -168,7 +167,7 @@ def test_threads_that_call_at_once_get_the_answers_of_one():
 def test_nan_in_a_row_stays_in_that_row():
     blocks, x = blocks_of((5, 64)), normal(3, 64)
     x[1, 5] = torch.nan
-    found = multiply_nf4(x, blocks)
+    found = multiply(x, blocks)
     assert found[1].isnan().all() and found[[0, 2]].isfinite().all()
 
 
@@ -178,17 +177,17 @@ def test_without_native_code_the_references_answer(monkeypatch):
     monkeypatch.setattr(kernels, "_load_kernel", None)
     assert torch.equal(dequantize_nf4(blocks), dequantize_blocks(blocks))
     assert torch.equal(dequantize_rows(weight), dequantize_int8(weight))
-    assert_close(multiply_nf4(x, blocks), x.double() @ dequantize_blocks(blocks).double().T)
-    assert_close(multiply_int8(x, weight), x.double() @ dequantize_int8(weight).double().T)
+    assert_close(multiply(x, blocks), x.double() @ dequantize_blocks(blocks).double().T)
+    assert_close(multiply(x, weight), x.double() @ dequantize_int8(weight).double().T)
 
 
 def test_no_rows_give_no_rows():
-    assert multiply_nf4(torch.empty(0, 64), blocks_of((5, 64))).shape == (0, 5)
-    assert multiply_int8(torch.empty(2, 0, 64), quantize_int8(normal(5, 64))).shape == (2, 0, 5)
+    assert multiply(torch.empty(0, 64), blocks_of((5, 64))).shape == (0, 5)
+    assert multiply(torch.empty(2, 0, 64), quantize_int8(normal(5, 64))).shape == (2, 0, 5)
 
 
 def test_sizes_that_do_not_fit_are_told():
     with pytest.raises(ShapeError, match=r"x is \[2, 65\] and the weight \[5, 64\]"):
-        multiply_nf4(normal(2, 65), blocks_of((5, 64)))
+        multiply(normal(2, 65), blocks_of((5, 64)))
     with pytest.raises(ShapeError, match=r"x is \[65\] and the weight \[5, 64\]"):
-        multiply_int8(normal(65), quantize_int8(normal(5, 64)))
+        multiply(normal(65), quantize_int8(normal(5, 64)))

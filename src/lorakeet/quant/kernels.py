@@ -88,13 +88,13 @@ def dequantize_rows(
         [out, in].
     """
     kind = (dtype or weight.dtype) if out is None else out.dtype
-    places = _place(weight.codes, weight.scales) if weight.shape[1] % STEP == 0 else None
+    places = _place_int8(weight) if weight.shape[1] % STEP == 0 else None
     if places is None or kind != torch.float32:
         return dequantize_int8(weight, dtype=dtype, out=out)
     num = weight.codes.numel()
     flat = torch.empty(num) if out is None else out.view(-1)[:num]
     kernel = _load_kernel(0, True, False, flat.data_ptr() % STREAM_BYTES == 0)
-    kernel((0, flat.data_ptr(), *places, 0, 0, 0, 0, *weight.shape[::-1], 0), num)
+    kernel((0, flat.data_ptr(), *places, *weight.shape[::-1], 0), num)
     return flat.view(weight.shape)
 
 
@@ -111,8 +111,8 @@ def is_few(x: Tensor, weight: Nf4Blocks | Int8Weight) -> bool:
     return num_rows <= ROWS_AT_ONCE and _load_gpu(weight.codes) is not None
 
 
-def multiply_nf4(x: Tensor, blocks: Nf4Blocks) -> Tensor:
-    """y = x W' for a matrix W in 4 bits; few rows are computed in float32.  Keeps no graph.
+def multiply(x: Tensor, weight: Nf4Blocks | Int8Weight) -> Tensor:
+    """y = x W' for a matrix W in 4 or 8 bits; few rows are computed in float32.  Keeps no graph.
 
     Args:
         x: float [..., in].
@@ -126,53 +126,35 @@ def multiply_nf4(x: Tensor, blocks: Nf4Blocks) -> Tensor:
     Guarantees:
         Up to ``MAX_FUSED_ROWS`` rows, a row's answer depends on no other row, in any bit.
 
-    Cost: up to 8 rows read 0.5 to 0.6 bytes a weight; beyond ``MAX_FUSED_ROWS``, W is written.
-    """
-    _check_sizes(x, blocks.shape)
-    if x.is_cuda and is_few(x, blocks):
-        return _load_gpu(blocks.codes).multiply_nf4(x, blocks)
-    places = _place_nf4(blocks) if is_few(x, blocks) else None
-    if places is None:
-        return F.linear(x.detach(), dequantize_nf4(blocks, dtype=x.dtype))
-    is_double = isinstance(blocks.scales, QuantizedScales)
-    numbers = (*places, *blocks.shape[::-1], _bits_of(blocks))
-    return _multiply(x, numbers, (False, is_double))
-
-
-def multiply_int8(x: Tensor, weight: Int8Weight) -> Tensor:
-    """y = x W' for a matrix W in 8 bits; few rows are computed in float32.  Keeps no graph.
-
-    Args:
-        x: float [..., in].
-
-    Returns:
-        [..., out], in the dtype of x.
-
-    Raises:
-        ShapeError: x and W do not fit.
-
-    Guarantees:
-        Up to ``MAX_FUSED_ROWS`` rows, a row's answer depends on no other row, in any bit.
+    Cost: up to 8 rows read 0.5 to 1 byte a weight; beyond ``MAX_FUSED_ROWS``, W is written.
     """
     _check_sizes(x, weight.shape)
-    if x.is_cuda and is_few(x, weight):
-        return _load_gpu(weight.codes).multiply_int8(x, weight)
-    places = _place(weight.codes, weight.scales) if is_few(x, weight) else None
-    if places is None:
-        return F.linear(x.detach(), dequantize_rows(weight, dtype=x.dtype))
-    return _multiply(x, (*places, 0, 0, 0, 0, *weight.shape[::-1], 0), (True, False))
+    is_int8 = isinstance(weight, Int8Weight)
+    if is_few(x, weight):
+        if x.is_cuda:
+            gpu = _load_gpu(weight.codes)
+            return gpu.multiply_int8(x, weight) if is_int8 else gpu.multiply_nf4(x, weight)
+        places = _place_int8(weight) if is_int8 else _place_nf4(weight)
+        if places is not None:
+            return _multiply(x, weight, places)
+    expand = dequantize_rows if is_int8 else dequantize_nf4
+    return F.linear(x.detach(), expand(weight, dtype=x.dtype))
 
 
-def _multiply(x: Tensor, numbers: tuple[int, ...], form: tuple[bool, bool]) -> Tensor:
-    """y, a group of rows after the other; ``numbers`` are what a kernel takes from the codes on."""
-    *_, num_in, num_out, _ = numbers
+def _multiply(x: Tensor, weight: Nf4Blocks | Int8Weight, places: tuple[int, ...]) -> Tensor:
+    """y, a group of rows after the other; ``places`` are the addresses from the codes on."""
+    num_out, num_in = weight.shape
+    is_int8 = isinstance(weight, Int8Weight)
+    is_double = not is_int8 and isinstance(weight.scales, QuantizedScales)
+    numbers = (*places, num_in, num_out, 0 if is_int8 else _bits_of(weight))
     rows = x.detach().float().contiguous()  # lives until the kernel has read it
     y = torch.empty(*x.shape[:-1], num_out)
     num_rows = rows.numel() // num_in
     for start in range(0, num_rows, ROWS_AT_ONCE):
         count = min(ROWS_AT_ONCE, num_rows - start)
-        places = (rows.data_ptr() + 4 * start * num_in, y.data_ptr() + 4 * start * num_out)
-        _load_kernel(count, *form)(places + numbers, count * num_in * num_out)
+        ends = (rows.data_ptr() + 4 * start * num_in, y.data_ptr() + 4 * start * num_out)
+        kernel = _load_kernel(count, is_int8, is_double)
+        kernel(ends + numbers, count * num_in * num_out)
     return y.to(x.dtype)
 
 
@@ -196,6 +178,12 @@ def _place_nf4(blocks: Nf4Blocks) -> tuple[int, ...] | None:
                       scales.offset)  # fmt: skip
     places = _place(blocks.codes, scales, levels)
     return places and (*places, 0, 0, 0)
+
+
+def _place_int8(weight: Int8Weight) -> tuple[int, ...] | None:
+    """Addresses of what a kernel reads of rows in 8 bits; None where it cannot read them."""
+    places = _place(weight.codes, weight.scales)
+    return places and (*places, 0, 0, 0, 0)
 
 
 def _place(*tensors: Tensor) -> tuple[int, ...] | None:

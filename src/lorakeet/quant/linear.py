@@ -31,8 +31,7 @@ from lorakeet.quant.kernels import (
     dequantize_nf4,
     dequantize_rows,
     is_few,
-    multiply_int8,
-    multiply_nf4,
+    multiply,
 )
 from lorakeet.quant.nf4 import Nf4Blocks
 from lorakeet.quant.scales import QuantizedScales
@@ -142,7 +141,6 @@ class QuantizedLinear(nn.Module):
         """
         weight, bias = self.quantized, None if self.bias is None else self.bias.to(x.dtype)
         if is_few(x, weight):
-            multiply = multiply_int8 if isinstance(weight, Int8Weight) else multiply_nf4
             y = multiply(x, weight)
             return y if bias is None else y.add_(bias)
         y = x.new_empty(*x.shape[:-1], self.out_features)
