@@ -61,14 +61,29 @@ def write_rows(name: str, out: Path, limit: int) -> None:
     out.write_text("".join(lines), encoding="utf-8")
 
 
-def run_once(work: Path, base: Path, method: dict, rate: float, epochs: float) -> dict:
-    """One training run and its scores."""
+def write_splits(work: Path, rows: int) -> None:
+    """Rows to train on, 600 held out of them, and the development set."""
+    write_rows("train", work / "all.jsonl", rows + 600)
+    lines = (work / "all.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
+    (work / "train.jsonl").write_text("".join(lines[:-600]), encoding="utf-8")
+    (work / "held.jsonl").write_text("".join(lines[-600:]), encoding="utf-8")
+    write_rows("dev", work / "dev.jsonl", 10_000)
+
+
+def run_once(
+    work: Path, base: Path, method: dict, train: dict, *, quantization: str = "none"
+) -> dict:
+    """One training run and its scores.
+
+    Args:
+        train: learning_rate, epochs and seed.
+    """
     content = {
         "base": str(base), "task": "classify",
         "data": {"train": str(work / "train.jsonl"), "validation": str(work / "held.jsonl"),
                  "max_tokens": 128, "labels": ["negative", "positive"], "private_data": "keep"},
-        "method": method,
-        "train": {"learning_rate": rate, "epochs": epochs, "batch_size": 32, "seed": 0,
+        "method": method, "quantization": {"kind": quantization},
+        "train": {**train, "batch_size": 32,
                   "early_stopping": {"metric": "accuracy", "patience": 5},
                   "checkpoint_every_steps": 1000},
     }  # fmt: skip
@@ -85,9 +100,9 @@ def run_once(work: Path, base: Path, method: dict, rate: float, epochs: float) -
     report = measure_classification(model, data.train, tokenizer.pad_token_id, data.label_names)
     plan = read_json(run.plan)
     kind = next(m for m in plan["methods"] if m["kind"] == method["kind"])
-    return {"rate": rate, "held": trained.metrics["accuracy"], "dev": report.accuracy,
-            "f1": report.macro_f1, "fraction": kind["trained_fraction"], "duration_s": duration_s,
-            "report": report}  # fmt: skip
+    return {"rate": train["learning_rate"], "held": trained.metrics["accuracy"],
+            "dev": report.accuracy, "f1": report.macro_f1, "duration_s": duration_s,
+            "fraction": kind["trained_fraction"], "report": report}  # fmt: skip
 
 
 def main() -> None:
@@ -98,14 +113,16 @@ def main() -> None:
     arguments = parser.parse_args()
     base = find_encoder()
     work = Path(tempfile.mkdtemp())
-    write_rows("train", work / "all.jsonl", arguments.rows + 600)
-    lines = (work / "all.jsonl").read_text(encoding="utf-8").splitlines(keepends=True)
-    (work / "train.jsonl").write_text("".join(lines[:-600]), encoding="utf-8")
-    (work / "held.jsonl").write_text("".join(lines[-600:]), encoding="utf-8")
-    write_rows("dev", work / "dev.jsonl", 10_000)
+    write_splits(work, arguments.rows)
     best = {}
     for name, (method, rates) in METHODS.items():
-        runs = [run_once(work, base, method, rate, arguments.epochs) for rate in rates]
+        runs = [
+            run_once(
+                work, base, method,
+                {"learning_rate": rate, "epochs": arguments.epochs, "seed": 0},
+            )
+            for rate in rates
+        ]  # fmt: skip
         best[name] = max(runs, key=lambda run: run["held"])
         print(
             name, [(r["rate"], round(r["held"], 4), round(r["dev"], 4)) for r in runs], flush=True
