@@ -16,10 +16,12 @@ from lorakeet.plan.memory import (
     AT_WORK_F,
     CHUNK_LOGITS,
     KINDS,
+    PAGE_BYTES,
     MemoryCase,
     estimate_memory,
 )
 from lorakeet.plan.model_facts import read_model_facts
+from lorakeet.plan.sizes import build_shape
 from lorakeet.plan.trained import count_trained
 from lorakeet.train.step import score_packed
 from tests.plan.configs import write_config
@@ -83,8 +85,15 @@ def test_layers_in_few_bits_bring_a_compiler_into_the_process(facts):
 
 def test_moments_in_8_bits_take_a_quarter_and_adalora_keeps_its_scores(facts):
     assert estimate(facts, "full", optimizer="adamw-8bit").optimizer == int(2.03 * PARAMETERS)
+    assert estimate(facts, "full", optimizer="adamw-8bit-paged").optimizer == int(2.03 * PARAMETERS)
     assert estimate(facts, "lora", form="adalora").optimizer == 16 * TRAINED
     assert estimate(facts, "full", form="adalora").optimizer == 8 * PARAMETERS
+
+
+def test_paged_moments_take_one_piece_of_a_gpu():
+    facts = build_shape("7B")
+    assert estimate(facts, "full", is_gpu=True, optimizer="adamw-paged").optimizer == PAGE_BYTES
+    assert estimate(facts, "full", optimizer="adamw-paged").optimizer == 8 * facts.parameters
 
 
 def test_activations_are_what_layers_keep_and_the_logits_stop_at_a_chunk(facts):

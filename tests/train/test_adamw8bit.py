@@ -12,6 +12,8 @@ from lorakeet.train.adamw8bit import (
     MIN_8BIT_SIZE,
     PIECE,
     AdamW8bit,
+    _read,
+    _write,
     build_levels,
     dequantize_blocks,
     quantize_blocks,
@@ -139,18 +141,20 @@ def test_a_tensor_larger_than_a_piece_is_moved_as_a_whole():
     assert torch.allclose(weights[0], weights[1], rtol=1e-5, atol=1e-9)
 
 
-def test_the_recipe_chooses_it_and_a_resumed_run_is_bit_identical(tmp_path):
-    recipe = make_recipe(max_steps=6, optimizer="adamw-8bit", learning_rate=1e-3)
+@pytest.mark.parametrize("name", ["adamw-8bit", "adamw-paged", "adamw-8bit-paged"])
+def test_the_recipe_chooses_it_and_a_resumed_run_is_bit_identical(name, tmp_path):
+    recipe = make_recipe(max_steps=6, optimizer=name, learning_rate=1e-3)
     named = list(make_model().named_parameters())
     built = build_optimizer(named, recipe.train, recipe.method)
     assert isinstance(built, AdamW8bit)
+    assert (built.is_8bit, built.is_paged) == ("8bit" in name, "paged" in name)
     assert not isinstance(build_optimizer(named, TrainSettings(), MethodSettings()), AdamW8bit)
     run_job(make_job(tmp_path / "through", recipe, model=big_model()))
     run_job(make_job(tmp_path / "cut", recipe, model=big_model()), stop_at=3)
     run_job(make_job(tmp_path / "cut", recipe, model=big_model(), resume=True))
     ends = [read_newest_checkpoint(tmp_path / name / "checkpoints", print)
             for name in ("through", "cut")]  # fmt: skip
-    assert any(name.endswith("_codes") for name in ends[0].moments)
+    assert any(key.endswith("_codes") for key in ends[0].moments) == ("8bit" in name)
     for kind in ("trained", "moments"):
         first, second = (getattr(end, kind) for end in ends)
         assert first.keys() == second.keys()
@@ -210,3 +214,45 @@ def big_model():
                           bos_token_id=1, eos_token_id=2, resid_pdrop=0, embd_pdrop=0,
                           attn_pdrop=0)  # fmt: skip
     return t.GPT2LMHeadModel(config).eval()
+
+
+def walk(optimizer_of, steps=3):
+    """A matrix above and a vector below the 8-bit size after a few steps."""
+    torch.manual_seed(0)
+    weights = [torch.nn.Parameter(torch.randn(PIECE + 5000)), torch.nn.Parameter(torch.randn(9))]
+    optimizer = optimizer_of(weights)
+    for _ in range(steps):
+        for weight in weights:
+            weight.grad = torch.randn_like(weight)
+        optimizer.step()
+    return [weight.detach() for weight in weights], optimizer
+
+
+def test_paged_moments_make_the_same_steps_in_every_bit():
+    plain, _ = walk(lambda weights: AdamW8bit(weights, lr=1e-2))
+    paged, optimizer = walk(lambda weights: AdamW8bit(weights, lr=1e-2, is_paged=True))
+    assert all(map(torch.equal, plain, paged))
+    assert {v.device.type for state in optimizer.state.values() for v in state.values()} == {"cpu"}
+
+
+def test_paged_moments_in_float32_make_the_steps_of_adamw():
+    expected, _ = walk(lambda weights: torch.optim.AdamW(weights, lr=1e-2, weight_decay=0.0))
+    found, optimizer = walk(lambda ws: AdamW8bit(ws, lr=1e-2, is_8bit=False, is_paged=True))
+    for a, b in zip(expected, found, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-5, atol=1e-6)
+    assert all("exp_avg" in state for state in optimizer.state.values())
+
+
+def test_moments_that_lie_elsewhere_than_the_weight_are_brought_and_put_back():
+    """The walk of a page: from where the state lies to another device and back."""
+    state = {"exp_avg_codes": torch.full((512,), 127, dtype=torch.uint8),
+             "exp_avg_scales": torch.zeros(2), "exp_avg_sq": torch.zeros(512)}  # fmt: skip
+    piece, values = slice(256, 512), draw(256)
+    for name in ("exp_avg", "exp_avg_sq"):
+        assert _read(state, name, piece, torch.device("meta")).is_meta
+        _write(state, name, piece, values)
+    codes, scales = quantize_blocks(values, is_signed=True)
+    found = _read(state, "exp_avg", piece, torch.device("cpu"))
+    assert torch.equal(found, dequantize_blocks(codes, scales, is_signed=True))
+    assert torch.equal(state["exp_avg_sq"][piece], values)
+    assert not state["exp_avg_sq"][:256].any()

@@ -108,9 +108,10 @@ class TrainSettings(Section):
     learning_rate: float = setting(
         2.0e-4, "the peak rate", why="about 10x full fine-tuning's; nearly independent of r", gt=0
     )
-    optimizer: Literal["adamw", "adamw-8bit"] = setting(
+    optimizer: Literal["adamw", "adamw-8bit", "adamw-paged", "adamw-8bit-paged"] = setting(
         "adamw",
-        "AdamW with moments in float32 (8 bytes a trained parameter) or in 8 bits (2.03 bytes)",
+        "AdamW with moments in float32 (8 bytes a trained parameter) or in 8 bits (2.03 bytes); "
+        "paged ones lie in main memory instead of the GPU's",
         why="LoRA's moments are small; adamw-8bit matters for kind: full (arXiv:2110.02861)",
     )
     epochs: float = setting(3, "passes over the data", why="1 to 3, early stopping decides", gt=0)

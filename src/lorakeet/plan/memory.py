@@ -9,7 +9,8 @@ w bytes a weight (4 on a CPU, 2 on a GPU):
     adapter       4 P                       A, B and saved modules in float32; nothing for full
     gradients     4 P                       (w P for full)
     optimizer     8 P                       AdamW's two moments in float32; 2.03 P in 8 bits;
-                                            8 P more for AdaLoRA's scores
+                                            8 P more for AdaLoRA's scores; paged moments are in
+                                            main memory, and one piece of them on a GPU
     copies        4 P                       the best weights (w P for full); and the state that
                   + 4 P + optimizer         a checkpoint writes while the next steps are made
                                             (on a GPU both are in main memory)
@@ -55,7 +56,8 @@ KINDS = ("full", "lora", "lora-8bit", "qlora")
 IN_FEW_BITS = ("lora-8bit", "qlora")
 CHUNK_LOGITS = 4_000_000
 AUTO_MICRO_BATCH_TOKENS = 2048
-MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03}
+MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "adamw-paged": 8.0, "adamw-8bit-paged": 2.03}
+PAGE_BYTES = 32 * MIB  # a piece of m, v, g and w in float32, and what their update makes of them
 ADALORA_SCORE_BYTES = 8
 PROCESS_BYTES = {False: 480 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
 COMPILER_BYTES = 70 * MIB  # LLVM and the kernels that it has made for layers in few bits
@@ -153,6 +155,8 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
         moments += ADALORA_SCORE_BYTES
     own = w if kind == "full" else 4
     optimizer, activations = int(moments * trained), _count_activations(facts, kind, case, w)
+    if case.is_gpu and case.optimizer.endswith("paged"):
+        optimizer = min(optimizer, PAGE_BYTES)
     best, state = own * trained * case.keeps_best, own * trained + optimizer
     return MemoryParts(
         weights=_count_weights(facts, kind, case, w),

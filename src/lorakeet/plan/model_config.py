@@ -37,7 +37,8 @@ ALIASES: dict[str, dict[str, tuple[str, ...]]] = {
         "num_hidden_layers": ("num_hidden_layers", "n_layers"),
         "num_attention_heads": ("num_attention_heads", "n_heads"),
     },
-    **dict.fromkeys(("mixtral", "qwen3_moe"), {"num_experts": ("num_experts", "num_local_experts")}),
+    "mixtral": {"num_experts": ("num_experts", "num_local_experts")},
+    "qwen3_moe": {"num_experts": ("num_experts", "num_local_experts")},
 }  # fmt: skip
 
 

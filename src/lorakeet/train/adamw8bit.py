@@ -18,7 +18,13 @@ The smallest level instead makes the step smaller, at most.
 
 Tensors below 4096 elements keep float32 moments: they cost little and often matter most.
 
-Source: arXiv:2110.02861, sections 2.1 (block-wise), 2.2 (dynamic) and 3.
+Paged moments lie in main memory, pinned where there is a GPU.  A step brings each piece of
+them to the parameter's device, updates it there and writes it back, so the GPU holds one
+piece at a time; the updates are the same in every bit.  Cost: both moments cross the bus
+twice a step.  Tried without a GPU only.
+
+Source: arXiv:2110.02861, sections 2.1 (block-wise), 2.2 (dynamic) and 3; paged states:
+arXiv:2305.14314, section 3, there with CUDA's unified memory.
 """
 
 from __future__ import annotations
@@ -34,6 +40,7 @@ from torch import Tensor
 BLOCK_SIZE = 256
 MIN_8BIT_SIZE = 4096
 PIECE = 1 << 20  # elements that are expanded at once, 4 MiB each for m, v, g and w
+EPS = 1e-8  # as torch's AdamW
 _EXPONENTS = 7
 
 
@@ -44,6 +51,8 @@ class AdamW8bit(torch.optim.Optimizer):
         params: parameters or groups, as for torch's optimisers.
         lr: the rate.
         weight_decay: decoupled decay (arXiv:1711.05101).
+        is_8bit: False keeps all moments in float32, which only pages need.
+        is_paged: whether the moments lie in main memory.
     """
 
     def __init__(
@@ -51,11 +60,20 @@ class AdamW8bit(torch.optim.Optimizer):
         params: Any,
         lr: float,
         betas: tuple[float, float] = (0.9, 0.999),
-        eps: float = 1e-8,
         weight_decay: float = 0.0,
+        *,
+        is_8bit: bool = True,
+        is_paged: bool = False,
     ) -> None:
-        super().__init__(params, {"lr": lr, "betas": betas, "eps": eps,
+        super().__init__(params, {"lr": lr, "betas": betas, "eps": EPS,
                                   "weight_decay": weight_decay})  # fmt: skip
+        self.is_8bit, self.is_paged = is_8bit, is_paged
+
+    def place_state(self, value: Tensor, parameter: Tensor) -> Tensor:
+        """A tensor of the state where this optimiser keeps it."""
+        if not self.is_paged:
+            return value.to(parameter.device)
+        return value.cpu().pin_memory() if parameter.is_cuda else value.cpu()
 
     @torch.no_grad()
     def step(self, closure: Callable[[], Any] | None = None) -> Any:
@@ -70,12 +88,13 @@ class AdamW8bit(torch.optim.Optimizer):
     def _move(self, parameter: Tensor, group: dict[str, Any]) -> None:
         state = self.state[parameter]
         if not state:
-            state.update(_build_state(parameter))
+            made = _build_state(parameter.numel(), is_8bit=self.is_8bit)
+            state.update({k: self.place_state(v, parameter) for k, v in made.items()})
         state["step"] += 1
         flat, gradient = parameter.view(-1), parameter.grad.reshape(-1)
         for piece in _pieces(parameter.numel()):
             w, g = flat[piece].float(), gradient[piece].float()
-            m, v = (_read(state, name, piece) for name in ("exp_avg", "exp_avg_sq"))
+            m, v = (_read(state, name, piece, w.device) for name in ("exp_avg", "exp_avg_sq"))
             _update(w, g, (m, v), int(state["step"]), group)
             flat[piece] = w.to(parameter.dtype)
             _write(state, "exp_avg", piece, m)
@@ -130,17 +149,16 @@ def dequantize_blocks(codes: Tensor, scales: Tensor, *, is_signed: bool) -> Tens
     return values * scales.repeat_interleave(BLOCK_SIZE)[: len(values)]
 
 
-def _build_state(parameter: Tensor) -> dict[str, Tensor]:
+def _build_state(size: int, *, is_8bit: bool) -> dict[str, Tensor]:
     """Zero moments: float32 for a small tensor, else codes of level 0 and scales of 0."""
-    size, device = parameter.numel(), parameter.device
     state = {"step": torch.zeros((), dtype=torch.int64)}
     for name, is_signed in (("exp_avg", True), ("exp_avg_sq", False)):
-        if size < MIN_8BIT_SIZE:
-            state[name] = torch.zeros(size, device=device)
+        if size < MIN_8BIT_SIZE or not is_8bit:
+            state[name] = torch.zeros(size)
         else:
             zero = int(torch.searchsorted(build_levels(is_signed), 0.0))
-            state[f"{name}_codes"] = torch.full((size,), zero, dtype=torch.uint8, device=device)
-            state[f"{name}_scales"] = torch.zeros(-(-size // BLOCK_SIZE), device=device)
+            state[f"{name}_codes"] = torch.full((size,), zero, dtype=torch.uint8)
+            state[f"{name}_scales"] = torch.zeros(-(-size // BLOCK_SIZE))
     return state
 
 
@@ -149,24 +167,27 @@ def _pieces(size: int) -> Iterator[slice]:
     return (slice(start, min(start + PIECE, size)) for start in range(0, size, PIECE))
 
 
-def _read(state: dict[str, Tensor], name: str, piece: slice) -> Tensor:
-    """A piece of a moment in float32."""
+def _read(state: dict[str, Tensor], name: str, piece: slice, device: torch.device) -> Tensor:
+    """A piece of a moment in float32, on the device where it is updated."""
     if name in state:
-        return state[name][piece]
+        return state[name][piece].to(device, non_blocking=True)
+    codes, scales = state[f"{name}_codes"][piece], state[f"{name}_scales"][_blocks(piece)]
     return dequantize_blocks(
-        state[f"{name}_codes"][piece], state[f"{name}_scales"][_blocks(piece)],
+        codes.to(device, non_blocking=True), scales.to(device, non_blocking=True),
         is_signed=name == "exp_avg",
     )  # fmt: skip
 
 
 def _write(state: dict[str, Tensor], name: str, piece: slice, values: Tensor) -> None:
-    """A piece of a moment back into its codes; float32 moments were changed in place."""
-    if name not in state:
-        codes, scales = quantize_blocks(values, is_signed=name == "exp_avg")
-        if name == "exp_avg_sq":
-            codes = torch.where(values > 0, codes.clamp(min=1), codes)
-        state[f"{name}_codes"][piece] = codes
-        state[f"{name}_scales"][_blocks(piece)] = scales
+    """A piece of a moment back to where it lies, in its codes or in float32."""
+    if name in state:
+        state[name][piece].copy_(values)  # nothing moves where it was changed in place
+        return
+    codes, scales = quantize_blocks(values, is_signed=name == "exp_avg")
+    if name == "exp_avg_sq":
+        codes = torch.where(values > 0, codes.clamp(min=1), codes)
+    state[f"{name}_codes"][piece] = codes
+    state[f"{name}_scales"][_blocks(piece)] = scales
 
 
 def _blocks(piece: slice) -> slice:

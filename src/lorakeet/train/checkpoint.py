@@ -149,16 +149,22 @@ def collect_moments(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[
 def restore_moments(
     model: nn.Module, optimizer: torch.optim.Optimizer, moments: Mapping[str, Tensor]
 ) -> None:
-    """Puts the optimiser's state back."""
+    """Puts the optimiser's state back where it keeps it."""
     states: dict[str, dict[str, Tensor]] = {}
     for key, value in moments.items():
         name, _, kind = key.rpartition("|")
         states.setdefault(name, {})[kind] = value
     for name, parameter in model.named_parameters():
         if "step" in states.get(name, {}):
+            place = getattr(optimizer, "place_state", _to_parameter)
             optimizer.state[parameter] = {
-                kind: value.to(parameter.device) for kind, value in states[name].items()
+                kind: place(value, parameter) for kind, value in states[name].items()
             }
+
+
+def _to_parameter(value: Tensor, parameter: Tensor) -> Tensor:
+    """A tensor on the device of its parameter."""
+    return value.to(parameter.device)
 
 
 def _copy(tensor: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""AdamW, with moments in 32 or 8 bits, and its parameter groups.
+"""AdamW, with moments in 32 or 8 bits, here or in main memory, and its parameter groups.
 
 Weight decay acts on matrices only; norms and biases are left alone.  LoRA+ gives
 B a rate ``ratio`` times that of A (arXiv:2402.12354).
@@ -46,8 +46,11 @@ def build_optimizer(
         for (decay, factor), own in groups.items()
     ]
     betas = FULL_BETAS if method.kind == "full" else BETAS
-    if train.optimizer == "adamw-8bit":
-        return AdamW8bit(members, lr=train.learning_rate, betas=betas)
+    if train.optimizer != "adamw":
+        return AdamW8bit(
+            members, lr=train.learning_rate, betas=betas,
+            is_8bit="8bit" in train.optimizer, is_paged="paged" in train.optimizer,
+        )  # fmt: skip
     return torch.optim.AdamW(members, lr=train.learning_rate, betas=betas, fused=True)
 
 
