@@ -10,10 +10,11 @@ quickstart: .venv/ready
 test: .venv/dev-ready
 	$(BIN)/python -m pytest
 
-# Every test and every trial, with a table of the trials at the end: hours on two cores.
+# Every test and every trial, with a table of the trials at the end, which is kept as
+# benchmarks/results/prove.md: hours on two cores.
 TRIALS ?= 200
 prove: .venv/dev-ready
-	LORAKEET_KILL_TRIALS=$(TRIALS) $(BIN)/python -m pytest -m "slow or not slow" --timeout 7200
+	LORAKEET_KILL_TRIALS=$(TRIALS) $(BIN)/python -m pytest -m "slow or not slow" --timeout 7200 --trials benchmarks/results/prove.md
 
 lint: .venv/dev-ready
 	$(BIN)/ruff check .

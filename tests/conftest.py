@@ -33,8 +33,10 @@ def chat_tokenizer_folder(shared: Path) -> Path:
 
 
 def pytest_addoption(parser):
-    """``--share 7/4`` runs the part 7 mod 4 of four parts, by a hash of each test's name."""
+    """``--share 7/4`` runs the part 7 mod 4 of four parts; ``--trials FILE`` keeps the figures."""
     parser.addoption("--share", default=None, metavar="K/N", help="run one of N shares of tests")
+    parser.addoption("--trials", default=None, metavar="FILE", type=Path,
+                     help="write the table of trials; its other rows stay")  # fmt: skip
 
 
 def pytest_collection_modifyitems(config, items):
@@ -76,3 +78,18 @@ def pytest_terminal_summary(terminalreporter, config):
         for name, (done, asked) in tallies.items():
             word = "" if done == asked else "   FAILED"
             terminalreporter.write_line(f"{name:{width}}  {done:>5} of {asked}{word}")
+    if tallies and config.getoption("--trials"):
+        write_trials(config.getoption("--trials"), tallies)
+
+
+def write_trials(path, tallies):
+    """The figures as a table; rows of other trials stay as an earlier run has written them."""
+    old = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    cells = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in old if line[:1] == "|"
+    ]
+    rows = {name: f"{done} | {asked}" for name, done, asked in cells[2:]}
+    rows |= {name: f"{done} | {asked}" for name, (done, asked) in tallies.items()}
+    table = [f"| {name} | {rows[name]} |" for name in sorted(rows)]
+    head = ["# What the trials found", "", "Written by `make prove`.", "", "| trial | passed | made |", "|---|---|---|"]  # fmt: skip
+    path.write_text("\n".join([*head, *table]) + "\n", encoding="utf-8")
