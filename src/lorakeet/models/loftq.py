@@ -6,7 +6,7 @@ so that at step 0 the model is nearer to the full base than the quantised one is
 is the best repair of rank r.  This is LoftQ with T = 1, which is PEFT's default as well.
 More rounds, Q_t = quant(W - s B A), move Q a little nearer, but then every adapter needs a
 quantised base of its own: no cache, no sharing among served adapters, no plain base to merge
-into.  The base stays one file here, so T is 1 (docs/decisions/0012).
+into.  The base stays one file here, so T is 1 (docs/decisions/0013).
 
 The factors are part of the adapter, which is plain LoRA on the base held in the same bits and
 belongs to no other: on the full base its repair would be an error.
