@@ -10,6 +10,7 @@ from lorakeet.base.recipe import Recipe
 from lorakeet.base.units import to_readable_bytes, to_readable_count, to_readable_seconds
 from lorakeet.plan.advice import advise
 from lorakeet.plan.hardware import Hardware, read_training_hardware
+from lorakeet.plan.knobs import MIN_TOKENS, Knob, list_knobs
 from lorakeet.plan.memory import (
     KINDS,
     MemoryParts,
@@ -31,7 +32,6 @@ SETTING = {
     "full": "method.kind: full", "lora": "method.kind: lora",
     "lora-8bit": "quantization.kind: int8", "qlora": "quantization.kind: nf4",
 }  # fmt: skip
-MIN_TOKENS = 64  # shorter samples than this are of little use
 MISNAMED = "cannot be trained: targets or modules_to_save name what this model does not have"
 PURPOSE = {
     "full": "trains every weight; forgets more and needs about a tenth of LoRA's rate",
@@ -78,6 +78,7 @@ class Plan:
             the targets match nothing.
         advice: mistakes in names, and where evidence speaks against a setting.
         remedies: what would fit, where the method that is asked for does not.
+        knobs: what each setting would save of what the asked method needs.
         measured: what real steps took (``api.measuring.Measured``), when they were made.
     """
 
@@ -87,6 +88,7 @@ class Plan:
     chosen: str | None
     advice: tuple[str, ...]
     remedies: tuple[str, ...] = ()
+    knobs: tuple[Knob, ...] = ()
     measured: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -106,6 +108,7 @@ class Plan:
             "chosen": self.chosen,
             "advice": list(self.advice),
             "remedies": list(self.remedies),
+            "knobs": [asdict(knob) for knob in self.knobs],
             **({"measured": self.measured} if self.measured else {}),
         }  # fmt: skip
 
@@ -168,6 +171,8 @@ def make_plan(
         hardware=machine, facts=facts, methods=methods, chosen=chosen,
         advice=tuple(advise(recipe, facts, case.counted)),
         remedies=tuple(_list_remedies(case, asked, chosen)),
+        knobs=list_knobs(recipe, facts, asked, micro_batch_tokens=case.micro_batch_tokens,
+                         is_gpu=bool(machine.gpus)),
     )  # fmt: skip
 
 

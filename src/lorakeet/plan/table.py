@@ -48,7 +48,19 @@ def render_plan(plan: Plan) -> RenderableType:
     told = [_render_measured(plan.measured)] if plan.measured else []
     chosen = Text(f"chosen: {plan.chosen or 'none, see the advice'}", style="bold")
     costs = _render_costs(plan)
-    return Group(top, table, *reasons, Text(_NOTE, style="dim"), *costs, *advice, *told, chosen)
+    notes = [Text(_NOTE, style="dim"), *_render_knobs(plan)]
+    return Group(top, table, *reasons, *notes, *costs, *advice, *told, chosen)
+
+
+def _render_knobs(plan: Plan) -> list[RenderableType]:
+    """What one change would save, the largest first; nothing where nothing does."""
+    if not plan.knobs:
+        return []
+    table = _table("one change to the recipe")
+    table.add_column("saves", justify="right", no_wrap=True)
+    for knob in plan.knobs:
+        table.add_row(knob.setting, _to_short_bytes(knob.saved_bytes))
+    return [table]
 
 
 def _render_costs(plan: Plan) -> list[Text]:
