@@ -39,6 +39,11 @@ ALL = [(kind, parts, packs) for kind in KINDS for parts in (1, 2, 4) for packs i
 SAMPLE = [("lora", 2, True), ("qlora", 1, False), ("adalora", 1, True), ("full", 4, False)]
 
 
+def name_of(choice):
+    kind, parts, packs = choice
+    return f"{kind}-{parts}-{'packed' if packs else 'padded'}"
+
+
 def recipe_of(kind, parts, packs):
     method = dict(METHODS["lora" if kind == "qlora" else kind].options)
     if kind != "full":
@@ -171,7 +176,7 @@ def check_points(bench, choice, num_steps, points, num_threes, tally):
         add()
 
 
-@pytest.mark.parametrize("choice", SAMPLE, ids=str)
+@pytest.mark.parametrize("choice", SAMPLE, ids=name_of)
 def test_a_sample_of_resume_points_ends_with_the_same_bytes(choice, tmp_path, monkeypatch, tally):
     bench = Bench(tmp_path, choice, monkeypatch)
     check_points(bench, choice, 8, (20,), 1, tally)  # 20 is the last step of an epoch
@@ -179,7 +184,7 @@ def test_a_sample_of_resume_points_ends_with_the_same_bytes(choice, tmp_path, mo
 
 @pytest.mark.slow
 @pytest.mark.timeout(1800)
-@pytest.mark.parametrize("choice", ALL, ids=str)
+@pytest.mark.parametrize("choice", ALL, ids=name_of)
 def test_every_step_is_a_resume_point(choice, tmp_path, monkeypatch, tally):
     bench = Bench(tmp_path, choice, monkeypatch)
     check_points(bench, choice, STEPS, (10, 30, 50), 2, tally)
