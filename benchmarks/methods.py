@@ -46,7 +46,7 @@ SHARED = Path(__file__).resolve().parents[2] / "shared"
 BASE = SHARED / "models" / "tinyllama-stories-260k"
 RESULTS = Path(__file__).parent / "results"
 PASSAGE = 300  # characters, about 130 tokens of this model
-RANK = 8
+RANK, VERA_RANK = 8, 64
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,6 +107,8 @@ def make_recipe(
     """One run's recipe."""
     method = {"rank": RANK, "alpha": 2 * RANK, **options}
     method = options if options["kind"] == "full" else method
+    if options.get("vera"):  # it has no alpha, and r vectors cost little
+        method = {**options, "rank": VERA_RANK}
     return recipe_from_dict({
         "base": str(BASE), "task": "text", "data": {**bench_data, "max_tokens": 256},
         "method": method,

@@ -105,7 +105,7 @@ def spoil_with_nan(folder):
 
 def claim_another_base(folder):
     path = folder / "lorakeet.json"
-    path.write_text(json.dumps(seal(read_json(path) | {"base_sha256": "0" * 64})))
+    path.write_text(json.dumps(seal(read_json(path) | {"base_weights_sha256": "0" * 64})))
 
 
 @pytest.mark.parametrize(

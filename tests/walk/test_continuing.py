@@ -111,9 +111,9 @@ def test_every_setting_that_contradicts_the_adapter_is_told(parent, tmp_path):
 def test_an_adapter_of_another_base_is_refused(parent, tmp_path):
     lineage = parent / "adapter" / "lorakeet.json"
     kept = lineage.read_text()
-    lineage.write_text(json.dumps({**json.loads(kept), "base_sha256": "0" * 64}))
+    lineage.write_text(json.dumps({**json.loads(kept), "base_weights_sha256": "0" * 64}))
     try:
-        with pytest.raises(DataError, match="trained on starter with other bytes"):
+        with pytest.raises(DataError, match="trained on starter.*other weights"):
             train(make_recipe(tmp_path, "well", adapter=str(parent)), tmp_path / "run")
     finally:
         lineage.write_text(kept)

@@ -19,6 +19,7 @@ from lorakeet.adapters.experts import layer_names
 from lorakeet.adapters.layer import LoraLayer, SavedModule
 from lorakeet.adapters.settings import Lora
 from lorakeet.adapters.targets import check_layers, check_ranks, select_saved, select_targets
+from lorakeet.adapters.vera import share_projections
 from lorakeet.adapters.wrap import (
     WRAPPERS,
     remove_adapters,
@@ -31,7 +32,7 @@ from lorakeet.quant.convert import count_weights
 
 KINDS = (
     "lora_A", "lora_B", "lora_embedding_A", "lora_embedding_B", "lora_E",
-    "lora_magnitude_vector", "modules_to_save", "trained_bias",
+    "lora_magnitude_vector", "vera_lambda_d", "vera_lambda_b", "modules_to_save", "trained_bias",
 )  # fmt: skip
 _NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9_-]*")
 _TAKEN = frozenset(dir(nn.ModuleDict())) | frozenset(dir(nn.ParameterDict()))
@@ -85,9 +86,11 @@ def attach_to(
     biased = select_biased(model, settings.bias, targets, saved)
     trainable = [p for p in model.parameters() if p.requires_grad]
     try:
-        for target in targets:
-            layer = wrap_layer(model, target)
+        layers = [wrap_layer(model, target) for target in targets]
+        for target, layer in zip(targets, layers, strict=True):
             layer.add(name, settings, target, _seed_of(seed, target))
+        if settings.vera is not None:
+            share_projections(layers, name, settings.vera)
         for target in saved:
             wrap_saved(model, target, name)
         for target in biased:

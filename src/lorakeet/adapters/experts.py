@@ -80,6 +80,7 @@ class LoraExperts(LoraLayer):
             "dora": settings.dora,
             "adalora": settings.adalora is not None,
             "start": settings.start != DEFAULT_START,
+            "vera": settings.vera is not None,
         }
         if found := [key for key in odd if odd[key]]:
             raise RequestError(

@@ -18,6 +18,7 @@ from lorakeet.adapters.attach import KINDS, adapter_tensors, settings_of
 from lorakeet.adapters.experts import LoraExperts, file_owner
 from lorakeet.adapters.layer import SavedModule
 from lorakeet.adapters.plain import PREFIX, to_plain_tensors
+from lorakeet.adapters.vera import shared_tensors
 
 _WRAPPED_BIAS = re.compile(r"\.(original_module|modules_to_save)\.(.*\.)?bias$")
 
@@ -54,7 +55,7 @@ def to_file_names(model: nn.Module, name: str) -> dict[str, Tensor]:
             owner = file_owner(model, held, name)
             file_name = f"{PREFIX}{owner}.lora_{last.replace(f'.{name}.', '.')}"
         named[file_name] = tensor
-    return named
+    return named | shared_tensors(model, name)
 
 
 def to_file_name(path: str, name: str) -> str:

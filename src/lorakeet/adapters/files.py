@@ -40,6 +40,7 @@ from lorakeet.adapters.peft_config import CONFIG, from_peft_config, to_peft_conf
 from lorakeet.adapters.plain import PREFIX, read_adalora
 from lorakeet.adapters.settings import Lora
 from lorakeet.adapters.targets import ends_with, is_inside, select_targets
+from lorakeet.adapters.vera import with_projections
 from lorakeet.base.errors import FileFormatError, RequestError
 from lorakeet.base.run_folder import read_json, write_json
 
@@ -128,7 +129,7 @@ def read_adapter(
     except RequestError as error:
         raise FileFormatError(f"{folder}: this adapter does not fit the base. {error}") from error
     try:
-        _fill(model, name, tensors, folder)
+        _fill(model, name, with_projections(model, name, config, tensors), folder)
     except FileFormatError:
         detach(model, name)
         set_active(model, former)

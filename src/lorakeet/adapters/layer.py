@@ -30,6 +30,7 @@ from lorakeet.adapters.bias import bias_in_use
 from lorakeet.adapters.saved import SavedModule
 from lorakeet.adapters.settings import PISSA_STARTS, Lora
 from lorakeet.adapters.start import principal_factors
+from lorakeet.adapters.vera import start_vectors
 from lorakeet.quant.linear import QuantizedLinear
 
 __all__ = ["Lora", "LoraLayer", "SavedModule", "is_conv1d", "is_linear", "sizes_of"]
@@ -79,6 +80,10 @@ class LoraLayer(nn.Module):
         self.trained_bias = nn.ParameterDict()
         self.start_A = nn.ParameterDict()  # PiSSA's A0 and B0, never trained
         self.start_B = nn.ParameterDict()
+        self.vera_lambda_d = nn.ParameterDict()  # VeRA's d [r] and b [out]
+        self.vera_lambda_b = nn.ParameterDict()
+        self.vera_A = nn.ParameterDict()  # and its A and B, which all layers share
+        self.vera_B = nn.ParameterDict()
         self.active: str | None = None
         self.merged: str | None = None
         self.kept_weight: Tensor | None = None
@@ -88,6 +93,11 @@ class LoraLayer(nn.Module):
     def names(self) -> set[str]:
         """The adapters that hold something here, if only a bias."""
         return {*self.ranks, *self.trained_bias.keys()}
+
+    @property
+    def sizes(self) -> tuple[int, int]:
+        """(in, out) of the base layer."""
+        return sizes_of(self.base_layer)
 
     @property
     def weight(self) -> Tensor:
@@ -115,11 +125,14 @@ class LoraLayer(nn.Module):
         A is random from its own generator and B zero, or both start as PiSSA's.
         """
         r = settings.rank_of(module)
-        num_in, num_out = sizes_of(self.base_layer)
+        num_in, num_out = self.sizes
         self.ranks[name], self.scales[name] = r, settings.scale_of(module)
         dropout = nn.Dropout(settings.dropout) if settings.dropout else nn.Identity()
         self.dropouts[name] = dropout.train(self.base_layer.training)  # off in evaluation
-        self.create(name, (r, num_in, num_out), seed)
+        if settings.vera is None:
+            self.create(name, (r, num_in, num_out), seed)
+        else:
+            start_vectors(self, name, r, num_out)
         if settings.adalora is not None:
             self._start_triplets(name, seed)
         if settings.start in PISSA_STARTS:
@@ -154,7 +167,7 @@ class LoraLayer(nn.Module):
         if self.merged == name:
             self.merged, self.kept_weight, self.kept_bias = None, None, None
         tables = (self.scales, self.ranks, self.dropouts, *self.trained_tables())
-        for table in (*tables, self.start_A, self.start_B):
+        for table in (*tables, self.start_A, self.start_B, self.vera_A, self.vera_B):
             if name in table:
                 del table[name]
         if self.active == name:
@@ -163,7 +176,8 @@ class LoraLayer(nn.Module):
     def trained_tables(self) -> tuple[nn.Module, ...]:
         """The tables that hold what is trained."""
         factors = getattr(self, self.a_name), getattr(self, self.b_name)
-        return (*factors, self.lora_E, self.lora_magnitude_vector, self.trained_bias)
+        vectors = self.lora_magnitude_vector, self.vera_lambda_d, self.vera_lambda_b
+        return (*factors, self.lora_E, *vectors, self.trained_bias)
 
     def num_trained(self, name: str) -> int:
         """Trained parameters of an adapter in this layer."""

@@ -12,6 +12,7 @@ from torch.nn import functional as F
 from lorakeet.adapters.bias import call_base
 from lorakeet.adapters.fused import LoraProduct, can_fuse
 from lorakeet.adapters.layer import LoraLayer, is_conv1d, sizes_of
+from lorakeet.adapters.vera import scaled_projections
 from lorakeet.quant.linear import QuantizedLinear
 
 
@@ -48,6 +49,8 @@ class LoraLinear(LoraLayer):
 
     def factors(self, name: str) -> tuple[Tensor, Tensor]:
         """(A [r, in], B [out, r])."""
+        if name in self.vera_A:
+            return scaled_projections(self, name)
         return self.lora_A[name].weight, self.lora_B[name].weight
 
     def _is_plain(self, name: str, x: Tensor) -> bool:

@@ -13,12 +13,13 @@ from typing import Any
 from torch import nn
 
 from lorakeet.adapters.experts import LoraExperts
-from lorakeet.adapters.layer import is_conv1d
+from lorakeet.adapters.layer import LoraLayer, is_conv1d
 from lorakeet.adapters.plain import adapted_layers, to_plain_settings
 from lorakeet.adapters.settings import NO_BIAS, Lora
+from lorakeet.adapters.vera import START_D
 from lorakeet.base.errors import FileFormatError, RequestError
 
-CONFIG = "adapter_config.json"
+CONFIG, VERA = "adapter_config.json", "VERA"
 _UNREADABLE = (
     "use_qalora", "lora_bias", "layer_replication",
     "trainable_token_indices", "alora_invocation_tokens", "use_bdlora",
@@ -34,11 +35,16 @@ def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
     kind = type(model).__name__
     task_type = "CAUSAL_LM" if "CausalLM" in kind or "LMHead" in kind else None
     task_type = "SEQ_CLS" if "ForSequenceClassification" in kind else task_type
+    shared = {"task_type": task_type, "base_model_name_or_path": base, "r": settings.rank}
+    fan_in_fan_out = any(
+        is_conv1d(each.base_layer) or getattr(each.base_layer, "was_conv1d", False)
+        for each in layers.values()
+    )
+    if settings.vera is not None:
+        return {**shared, **_to_vera(settings, layers), "fan_in_fan_out": fan_in_fan_out}
     return {
         "peft_type": "LORA",
-        "task_type": task_type,
-        "base_model_name_or_path": base,
-        "r": settings.rank,
+        **shared,
         "lora_alpha": settings.alpha,
         "lora_dropout": settings.dropout,
         "target_modules": sorted(layers.keys() - stacked),
@@ -51,12 +57,25 @@ def to_peft_config(model: nn.Module, name: str, base: str) -> dict[str, Any]:
         "modules_to_save": list(settings.modules_to_save) or None,
         "use_rslora": settings.rslora,
         "use_dora": settings.dora,
-        "fan_in_fan_out": any(
-            is_conv1d(each.base_layer) or getattr(each.base_layer, "was_conv1d", False)
-            for each in layers.values()
-        ),
+        "fan_in_fan_out": fan_in_fan_out,
         "bias": settings.bias,
         "init_lora_weights": True,
+        "inference_mode": True,
+    }
+
+
+def _to_vera(settings: Lora, layers: Mapping[str, LoraLayer]) -> dict[str, Any]:
+    """What PEFT's VeRA calls otherwise than its LoRA, or has alone."""
+    return {
+        "peft_type": VERA,
+        "target_modules": sorted(layers),
+        "projection_prng_key": settings.vera,
+        "save_projection": True,
+        "vera_dropout": settings.dropout,
+        "d_initial": START_D,
+        "modules_to_save": list(settings.modules_to_save) or None,
+        "bias": settings.bias,
+        "init_weights": True,
         "inference_mode": True,
     }
 
@@ -69,8 +88,9 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
             mathematics in a way that is not known here.
     """
     problems = []
-    if config.get("peft_type") != "LORA":
-        problems.append(f"peft_type is {config.get('peft_type')}, needed is LORA")
+    is_vera = config.get("peft_type") == VERA
+    if config.get("peft_type") != "LORA" and not is_vera:
+        problems.append(f"peft_type is {config.get('peft_type')}, needed is LORA, ADALORA or VERA")
     off = (None, [], {}, "")
     problems += [k for k in _UNREADABLE if config.get(k) is not False and config.get(k) not in off]
     if config.get("init_lora_weights", True) not in (True, False, None, "gaussian", "eva"):
@@ -83,10 +103,13 @@ def from_peft_config(config: Mapping[str, Any], folder: Path) -> Lora:
         targets = _add_names(targets, stacked)
     if not isinstance(targets, str):  # in PEFT a module that is saved is never adapted
         targets = tuple(name for name in targets if name not in saved)
+    own = {"alpha": config.get("lora_alpha"), "dropout": config.get("lora_dropout") or 0.0}
+    if is_vera:
+        dropout = config.get("vera_dropout") or 0.0
+        own = {"dropout": dropout, "vera": config.get("projection_prng_key")}
     try:
         return Lora(
-            rank=config["r"], alpha=config["lora_alpha"], dropout=config.get("lora_dropout") or 0.0,
-            targets=targets, modules_to_save=saved,
+            rank=config["r"], **own, targets=targets, modules_to_save=saved,
             exclude=exclude if isinstance(exclude, str) else tuple(exclude),
             layers=_to_tuple(config.get("layers_to_transform")),
             layers_pattern=_to_tuple(config.get("layers_pattern")),

@@ -60,6 +60,8 @@ class Lora:
             directions of the weight by an exact or a randomised SVD (arXiv:2404.02948), or
             ``loftq``, the rounding error of a quantised weight (``models.loftq``).
         adalora: a rank budget for the whole model; ``rank`` is then every module's r at first.
+        vera: the seed of A and B that all layers share (``adapters.vera``; PEFT's
+            ``projection_prng_key``), without alpha; None trains A and B.
 
     Raises:
         RequestError: a number is out of its range, or options contradict each other.
@@ -80,6 +82,7 @@ class Lora:
     dora: bool = False
     start: str = DEFAULT_START
     adalora: AdaLora | None = None
+    vera: int | None = None
 
     def __post_init__(self) -> None:
         ranks = [self.rank, *self.rank_pattern.values()]
@@ -109,6 +112,7 @@ class Lora:
                 "is adapted or trained in full, not both"
             )
         problems += _wrong_budget(self) if self.adalora else []
+        problems += _wrong_vera(self) if self.vera is not None else []
         if problems:
             raise RequestError(". ".join(problems) + ".")
 
@@ -121,7 +125,9 @@ class Lora:
         return look_up(self.alpha_pattern, module, self.alpha)
 
     def scale_of(self, module: str) -> float:
-        """The factor of B A: alpha / r, or alpha / sqrt(r) with rsLoRA (arXiv:2312.03732)."""
+        """The factor of B A: alpha / r, or alpha / sqrt(r) with rsLoRA; 1 with VeRA."""
+        if self.vera is not None:
+            return 1.0
         r, alpha = self.rank_of(module), self.alpha_of(module)
         return alpha / math.sqrt(r) if self.rslora else alpha / r
 
@@ -149,6 +155,20 @@ def _wrong_budget(settings: Lora) -> list[str]:
     if budget.every_steps < 1 or budget.orthogonality < 0:
         problems.append("adalora.every_steps needs 1 or more, orthogonality 0 or more")
     return problems
+
+
+def _wrong_vera(settings: Lora) -> list[str]:
+    """What contradicts VeRA."""
+    others = {
+        "dora": settings.dora,
+        "rslora": settings.rslora,
+        "start": settings.start != DEFAULT_START,
+        "bias": settings.bias != NO_BIAS,
+        "adalora": settings.adalora is not None,
+        "rank_pattern": bool(settings.rank_pattern),
+        "alpha_pattern": bool(settings.alpha_pattern),
+    }
+    return [f"vera shares one A and B, so {key} cannot be on" for key in others if others[key]]
 
 
 def look_up(pattern: Mapping[str, float], module: str, default: float) -> float:

@@ -27,7 +27,7 @@ from lorakeet.adapters.files import WEIGHTS, read_adapter_config
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
 from lorakeet.adapters.low_rank import LowRank
 from lorakeet.adapters.manifest import find_changed, write_manifest
-from lorakeet.adapters.peft_config import CONFIG, from_peft_config
+from lorakeet.adapters.peft_config import CONFIG, VERA, from_peft_config
 from lorakeet.adapters.settings import Lora
 from lorakeet.base.errors import FileFormatError
 from lorakeet.base.run_folder import read_json, sha256_file, write_json
@@ -113,12 +113,21 @@ def read_stored(folder: str | Path) -> StoredAdapter:
     """
     folder = Path(folder)
     config = read_adapter_config(folder)
+    if config.get("peft_type") == VERA:
+        raise FileFormatError(
+            f"{folder}: this is a VeRA adapter. Each layer takes a part of its shared A and B that "
+            "only the base tells, so it has no factors to show, compare or combine alone. Merge "
+            "it with 'lorakeet merge', or train a LoRA adapter."
+        )
     settings = from_peft_config(config, folder)
     lineage = read_lineage(folder)
     digests = {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)}
     problems = find_changed(folder, lineage, (CONFIG, WEIGHTS))
     if config.get("target_parameters"):
-        problems.append("its factors belong to stacked parameters (target_parameters)")
+        problems.append(
+            "its factors belong to experts stacked in one parameter (target_parameters), which "
+            "merging, serving and training take, and this does not"
+        )
     try:
         tensors = load_file(folder / WEIGHTS)
     except (SafetensorError, OSError, ValueError) as error:

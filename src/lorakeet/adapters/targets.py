@@ -62,11 +62,12 @@ def check_ranks(model: nn.Module, settings: Lora, targets: list[str]) -> None:
             continue  # wrapping tells of it
         r, (num_in, num_out, _) = settings.rank_of(path), sizes_at(model, path)
         most = max(num_in, num_out) if settings.start == DEFAULT_START else min(num_in, num_out)
-        if r > most:
+        if r > most and settings.vera is None:
             problems.append(f"{path}: rank {r} is larger than this {num_out} x {num_in} matrix")
-        if settings.adalora and isinstance(bare, (nn.Embedding, nn.Conv2d)):
+        method = "AdaLoRA" if settings.adalora else "VeRA" if settings.vera is not None else None
+        if method and isinstance(bare, (nn.Embedding, nn.Conv2d)):
             kind = "embeddings" if isinstance(bare, nn.Embedding) else "convolutions"
-            problems.append(f"{path}: AdaLoRA adapts linear layers, not {kind}")
+            problems.append(f"{path}: {method} adapts linear layers, not {kind}")
     if problems:
         more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
         raise RequestError(

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakeet.base.errors import DataError, RecipeError
 from lorakeet.base.recipe import Recipe
-from lorakeet.base.run_folder import RunFolder, sha256_file, sha256_folder
+from lorakeet.base.run_folder import RunFolder, sha256_file
 
 if TYPE_CHECKING:
     from lorakeet.adapters.settings import Lora
@@ -57,24 +57,21 @@ def parent_folder(place: str) -> Path:
     return inner if (inner / "adapter_config.json").is_file() else folder
 
 
-def check_parent(recipe: Recipe, base_folder: Path, labels: tuple[str, ...]) -> None:
+def check_parent(recipe: Recipe, labels: tuple[str, ...]) -> None:
     """Whether a parent adapter belongs to this base and these classes.
 
     Raises:
         DataError: it was trained on another base, or tells other classes apart.
+        RequestError: it bears its base in other bits only.
     """
     if recipe.method.adapter is None:
         return
     from lorakeet.adapters.stored import read_lineage
+    from lorakeet.models.base_hash import check_adapter
 
     folder = parent_folder(recipe.method.adapter)
     lineage = read_lineage(folder)
-    past = lineage.get("base_sha256")
-    if past is not None and past != sha256_folder(base_folder):
-        raise DataError(
-            f"{folder}: this adapter was trained on {lineage.get('base')} with other bytes than "
-            f"{recipe.base} has. Take the base that it was trained on."
-        )
+    check_adapter(folder, base=recipe.base, held=recipe.quantization)
     known = lineage.get("labels") or list(labels)
     if known != list(labels):
         raise DataError(
@@ -100,6 +97,9 @@ def _to_method(held: Lora) -> dict[str, Any]:
     keys = ("rank", "alpha", "dropout", "targets", "exclude", "bias", "rslora", "dora",
             "modules_to_save")  # fmt: skip
     taken = {key: getattr(held, key) for key in keys}
+    taken["vera"] = held.vera is not None
+    if taken["vera"]:
+        del taken["alpha"]
     for key in ("rank_pattern", "alpha_pattern"):
         taken[key] = dict(getattr(held, key))
     numbers = sorted(held.layers)

@@ -18,20 +18,29 @@ from lorakeet.base.run_folder import RunFolder, write_json
 EMBEDDED_SKILLS = Path(__file__).resolve().parents[1] / "embedded" / "skills.jsonl"
 
 
-def evaluate(run: str | Path, *, emit: Emit | None = None) -> dict[str, Any]:
+def evaluate(
+    run: str | Path, *, emit: Emit | None = None, other_base: bool = False
+) -> dict[str, Any]:
     """Scores of base and tuned model; written to the run's ``evaluation.json``.
 
     The domain questions and general skills of the recipe are asked of both; a
     classifier is scored on its validation rows, a language model's perplexity too.
 
+    Args:
+        other_base: takes a base with other weights than the adapter was trained on.
+
     Raises:
+        DataError: the base is not the one that the adapter was trained on.
         FileFormatError: the folder holds no run, or no trained adapter.
         RequestError: the recipe names no questions and there is no validation data.
     """
     from lorakeet.evaluate.report import write_report
+    from lorakeet.models.base_hash import check_base
 
     folder = RunFolder(Path(run))
     recipe = recipe_of_run(folder)
+    if recipe.method.kind == "lora" and not other_base:
+        check_base(folder.adapter, recipe.base)
     listen = open_sinks(folder, emit)
     with stage(listen, "evaluate"):
         result = _score_classifier(folder, recipe) if recipe.task == "classify" else {}

@@ -21,6 +21,7 @@ def export_merged(
     dtype: str | None = None,
     proof: str = "answers",
     into: str = "full",
+    other_base: bool = False,
 ) -> Any:
     """Merges a run's adapter into its base and proves the result from disk.
 
@@ -31,6 +32,7 @@ def export_merged(
             tensor at a time and compares the written tensors only.
         into: of a base that was trained in few bits: ``full`` takes its own weights and tells
             the drift, ``dequantised`` the rounded ones that training saw.
+        other_base: takes a base with other weights than the adapter was trained on.
 
     Returns:
         ``export.proof.MergeProof``.
@@ -49,7 +51,7 @@ def export_merged(
         )
     order = MergeOrder(
         base=recipe.base, adapter_folder=folder.adapter, dtype=dtype, proof=proof,
-        trained_on=recipe.quantization, into=into,
+        trained_on=recipe.quantization, into=into, other_base=other_base,
     )  # fmt: skip
     proof = write_merged(order, Path(out), run_proofs=folder.proofs)
     is_inside = Path(out).absolute().is_relative_to(folder.path.absolute())
@@ -65,6 +67,7 @@ def serve(
     port: int = 8000,
     adapter_root: str | Path | None = None,
     quantization: QuantizationSettings | None = None,
+    other_base: bool = False,
 ) -> None:
     """Serves a base with its adapters over an OpenAI-compatible API until stopped.
 
@@ -72,6 +75,7 @@ def serve(
         adapters: name in the ``model`` field of a request -> adapter folder.
         adapter_root: adapters below this folder may be loaded over HTTP; None for none.
         quantization: in how many bits the base is held; None as the adapters were trained.
+        other_base: takes adapters that were trained on a base with other weights.
 
     Raises:
         MachineError: the port is in use.
@@ -83,5 +87,5 @@ def serve(
     run_server(
         base, folders, host=host, port=port,
         adapter_root=Path(adapter_root) if adapter_root else None,
-        limits=EngineLimits(quantization=quantization),
+        limits=EngineLimits(quantization=quantization, other_base=other_base),
     )  # fmt: skip

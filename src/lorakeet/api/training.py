@@ -160,7 +160,7 @@ def _train_in(
         )
     elif told := describe_other_data(run, data.report.get("fingerprint", {})):
         emit("alarm", code="other-data", step=0, message=told)
-    check_parent(recipe, base_folder, tuple(data.label_names))
+    check_parent(recipe, tuple(data.label_names))
     with stage(emit, "plan"):
         make_run_plan(recipe, base_folder, run, emit, data,
                       may_measure=recipe.plan.measure_first and not is_resumed)  # fmt: skip
@@ -211,6 +211,7 @@ def _train_session(
 
 def _write_result(session: Session) -> Path:
     """The adapter (or the full model) with its lineage and the tokenizer beside it."""
+    from lorakeet.models.base_hash import hash_base
     from lorakeet.models.methods import write_trained
     from lorakeet.models.trained_form import to_lineage
 
@@ -219,9 +220,10 @@ def _write_result(session: Session) -> Path:
     hashes = read_resolved(run)["hashes"]
     lineage = {
         "base_sha256": sha256_folder(session.base_folder),
+        "base_weights_sha256": hash_base(session.base_folder),
         "data": hashes["data"],
         "labels": list(session.data.label_names),
-        **to_lineage(recipe.quantization),
+        **to_lineage(recipe.quantization, recipe.method),
         **({"parents": hashes["parents"]} if "parents" in hashes else {}),
     }
     write_trained(session.model, recipe.method, folder, recipe.base, lineage)

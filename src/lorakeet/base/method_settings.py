@@ -43,7 +43,7 @@ class AdaLoraSettings(Section):
 _OFF = (None, False, (), "", "default", "none")
 _LORA_ONLY = (
     "adapter", "adalora", "bias", "layers", "exclude", "lora_plus_ratio", "rslora", "dora", 
-    "start", "modules_to_save",
+    "start", "modules_to_save", "vera",
 )  # fmt: skip
 
 
@@ -102,6 +102,11 @@ class MethodSettings(Section):
     adalora: AdaLoraSettings | None = setting(
         None, "a rank budget that goes where it matters (AdaLoRA, arXiv:2303.10512)"
     )
+    vera: bool = setting(
+        False,
+        "random A and B shared by all layers, and trained vectors (VeRA, arXiv:2310.11454)",
+        why="a tenth of LoRA's file and less; takes rank 256 and more, and higher rates",
+    )
     modules_to_save: Names = setting(
         (), "modules trained in full and saved with the adapter, such as a new head"
     )
@@ -131,6 +136,12 @@ class MethodSettings(Section):
                 problems.append(
                     f"adalora.target_rank {goal} is above rank {self.rank}, where the budget starts"
                 )
+        if self.vera:
+            others = ("dora", "rslora", "start", "bias", "adalora", "lora_plus_ratio")
+            others += ("rank_pattern", "alpha_pattern")
+            on = [key for key in others if getattr(self, key) not in (*_OFF, {})]
+            on += ["alpha"] if "alpha" in self.model_fields_set else []
+            problems += [f"vera shares one A and B, so {key} cannot be set" for key in on]
         if self.kind == "full":
             problems += [
                 f"{name} needs kind: lora" for name in _LORA_ONLY if getattr(self, name) not in _OFF

@@ -11,6 +11,10 @@ from lorakeet.cli.output import CONSOLE, print_done, print_json, print_table
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value at the end.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a run.")]
+OtherBase = Annotated[
+    bool,
+    typer.Option("--other-base", help="Take a base with other bytes than training's all the same."),
+]
 Settings = Annotated[
     list[str] | None, typer.Option("--set", help="section.key=value, such as method.rank=32.")
 ]
@@ -82,13 +86,13 @@ def resume(run: Run, as_json: Json = False) -> None:
     _print_trained(trained, as_json)
 
 
-def evaluate(run: Run, as_json: Json = False) -> None:
+def evaluate(run: Run, other_base: OtherBase = False, as_json: Json = False) -> None:
     """Ask base and tuned model the same questions; write evaluation.json and the report."""
     from lorakeet.api.evaluation import evaluate as score
     from lorakeet.monitor.console import RunConsole
 
     with RunConsole(is_quiet=as_json) as console:
-        result = score(run, emit=console.emit)
+        result = score(run, emit=console.emit, other_base=other_base)
     if as_json:
         print_json(result)
         return

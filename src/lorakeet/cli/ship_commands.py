@@ -18,6 +18,10 @@ Bits = Annotated[
         "--quantization", help="nf4, fp4, int8 or none; as the adapters were trained if absent."
     ),
 ]
+OtherBase = Annotated[
+    bool,
+    typer.Option("--other-base", help="Take a base with other bytes than training's all the same."),
+]
 Adapters = Annotated[list[str] | None, typer.Option("--adapter", help="NAME=FOLDER, repeatable.")]
 
 
@@ -31,6 +35,7 @@ def merge(
     into: Annotated[
         str, typer.Option(help="full, or dequantised: the rounded weights that training saw.")
     ] = "full",
+    other_base: OtherBase = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
 ) -> None:
     """Merge a run's adapter into its base and verify the result from disk."""
@@ -38,7 +43,7 @@ def merge(
 
     from lorakeet.api.shipping import export_merged
 
-    found = export_merged(run, out, dtype=dtype, proof=proof, into=into)
+    found = export_merged(run, out, dtype=dtype, proof=proof, into=into, other_base=other_base)
     if as_json:
         print_json(asdict(found))
         return
@@ -57,6 +62,7 @@ def serve(
         Path | None, typer.Option(help="Adapters below it may be loaded over HTTP.")
     ] = None,
     quantization: Bits = None,
+    other_base: OtherBase = False,
 ) -> None:
     """Serve one base with many adapters over an OpenAI-compatible API."""
     from lorakeet.api.shipping import serve as start
@@ -66,17 +72,23 @@ def serve(
     CONSOLE.print(f"serving {base} with {names} on http://{host}:{port}/v1 (Ctrl-C stops)")
     start(
         base, adapters=folders, host=host, port=port, adapter_root=adapter_root,
-        quantization=to_quantization(quantization),
+        quantization=to_quantization(quantization), other_base=other_base,
     )  # fmt: skip
 
 
-def chat(base: Base = "starter", adapter: Adapters = None, quantization: Bits = None) -> None:
+def chat(
+    base: Base = "starter",
+    adapter: Adapters = None,
+    quantization: Bits = None,
+    other_base: OtherBase = False,
+) -> None:
     """Talk to a base and its adapters in the terminal."""
     from lorakeet.serve.engine import EngineLimits
     from lorakeet.serve.terminal import run_chat
 
     folders = {name: Path(path) for name, path in _to_folders(adapter).items()}
-    run_chat(base, folders, limits=EngineLimits(quantization=to_quantization(quantization)))
+    form = to_quantization(quantization)
+    run_chat(base, folders, limits=EngineLimits(quantization=form, other_base=other_base))
 
 
 def _to_folders(adapters: list[str] | None) -> dict[str, str]:

@@ -46,6 +46,7 @@ from lorakeet.export.fresh import (
 from lorakeet.export.proof import MergeProof, Written, verify_merged
 from lorakeet.export.stream import write_stream
 from lorakeet.export.stream_plan import StreamPlan, plan_stream
+from lorakeet.models.base_hash import check_adapter
 from lorakeet.models.load import build_without_weights, load_model, read_tokenizer, resolve_base
 from lorakeet.models.quiet import no_bars
 from lorakeet.quant.convert import dequantize_model
@@ -70,6 +71,7 @@ class MergeOrder:
         trained_on: how the base was held when the adapter was trained.
         into: ``full`` merges into the base's own weights, ``dequantised`` into the expanded
             ones that the adapter was trained on.
+        other_base: takes a base with other weights than the adapter was trained on.
     """
 
     base: str
@@ -78,6 +80,7 @@ class MergeOrder:
     proof: str = "answers"
     trained_on: QuantizationSettings = QuantizationSettings()
     into: str = "full"
+    other_base: bool = False
 
     @property
     def form(self) -> QuantizationSettings:
@@ -102,6 +105,7 @@ def write_merged(
     Raises:
         RequestError: ``out`` has files in it, the dtype or proof is unknown, or the model
             cannot be streamed and the proof asks for that.
+        DataError: the base is not the one that the adapter was trained on.
         MachineError: the disk has too little room; nothing is left behind.
         MismatchError: the files answer differently; they lie in ``<out>.failed``.
     """
@@ -115,6 +119,8 @@ def write_merged(
         )
     if order.proof not in PROOFS:
         raise RequestError(f"proof is '{order.proof}'; known are {', '.join(PROOFS)}.")
+    base = None if order.other_base else order.base
+    check_adapter(Path(order.adapter_folder), base=base, held=order.form)
     out.parent.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=f".{out.name}.", suffix=".writing", dir=out.parent))
     try:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from lorakeet.adapters.files import read_adapter_config
 from lorakeet.adapters.layer import is_conv1d
+from lorakeet.adapters.peft_config import VERA
 from lorakeet.adapters.settings import NO_BIAS
 from lorakeet.adapters.stored import StoredAdapter, StoredLayer, read_stored
 from lorakeet.adapters.targets import ends_with
@@ -93,6 +94,9 @@ def plan_stream(
     """
     if read_adapter_config(adapter_folder).get("target_parameters"):
         told = "the adapter changes stacked experts, which the base's files may keep one by one"
+        return StreamPlan(pieces=(), files={}, obstacles=(told,))
+    if read_adapter_config(adapter_folder).get("peft_type") == VERA:
+        told = "VeRA's layers take their parts of A and B from the loaded model"
         return StreamPlan(pieces=(), files={}, obstacles=(told,))
     adapter = read_stored(adapter_folder)
     files = find_tensors(base_folder)

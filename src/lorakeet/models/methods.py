@@ -25,6 +25,8 @@ from lorakeet.base.run_folder import sha256_file, write_json
 from lorakeet.models.loftq import start_on_errors
 from lorakeet.models.quiet import no_bars
 
+VERA_SEED = 0  # PEFT's default key, so that A and B are those of other adapters of its size
+
 
 @dataclass(frozen=True, kw_only=True)
 class MethodReport:
@@ -106,7 +108,7 @@ def to_lora(settings: MethodSettings, model: nn.Module, *, task: str) -> Lora:
         rslora=settings.rslora,
         rank_pattern=settings.rank_pattern, alpha_pattern=settings.alpha_pattern,
         modules_to_save=tuple(saved), bias=settings.bias, dora=settings.dora,
-        start=settings.start, adalora=budget,
+        start=settings.start, adalora=budget, vera=VERA_SEED if settings.vera else None,
     )  # fmt: skip
 
 
@@ -191,6 +193,7 @@ METHODS: dict[str, Method] = {
     "dora on pissa": _adapter("arXiv:2402.09353, arXiv:2404.02948", dora=True, start="pissa"),
     "loftq": _adapter("arXiv:2310.08659", start="loftq"),
     "adalora": _adapter("arXiv:2303.10512", adalora={"target_rank": 2}),
+    "vera": _adapter("arXiv:2310.11454", vera=True),
     "lora and biases": _adapter("arXiv:2106.09685, arXiv:2106.10199", bias="all"),
     "full": Method(
         options={"kind": "full"}, apply=_apply_full, write=_write_full, source="all weights"

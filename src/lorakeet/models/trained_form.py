@@ -10,16 +10,24 @@ from pydantic import ValidationError
 
 from lorakeet.adapters.stored import read_lineage
 from lorakeet.base.errors import FileFormatError
+from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.quantization_settings import QuantizationSettings
 
-KEY = "quantization"
+KEY, START = "quantization", "start"
 
 
-def to_lineage(settings: QuantizationSettings) -> dict[str, Any]:
-    """What ``lorakeet.json`` says of the base's form; nothing for a full base."""
+def to_lineage(settings: QuantizationSettings, method: MethodSettings) -> dict[str, Any]:
+    """What ``lorakeet.json`` says of the base's form; nothing for a full base.
+
+    With LoftQ's start, the parent's too, the adapter belongs to these bits.
+    """
     if not settings.is_on:
         return {}
-    return {KEY: settings.model_dump(mode="json", exclude={"cache"})}
+    start = method.start
+    if method.adapter is not None:
+        start = read_lineage(Path(method.adapter)).get(START)
+    own = {START: start} if start == "loftq" else {}
+    return {KEY: settings.model_dump(mode="json", exclude={"cache"}), **own}
 
 
 def read_trained_form(folders: Iterable[Path]) -> QuantizationSettings:

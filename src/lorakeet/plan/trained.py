@@ -64,7 +64,7 @@ def count_trained(
     ranks = [(_rank_of(method, name), part) for part, name in adapted]
     weights = {name: part.weights for part in facts.parts for name in part.names()}
     return TrainedCount(
-        adapter_parameters=sum(r * (part.num_in + part.num_out) for r, part in ranks)
+        adapter_parameters=sum(_count_factors(method, r, part) for r, part in ranks)
         + _count_biases(facts, method, {name for _, name in adapted}, saved),
         saved_parameters=sum(weights[name] for name in saved),
         num_targets=len(adapted),
@@ -72,6 +72,11 @@ def count_trained(
         rank_sum=sum(r for r, part in ranks if part.kind != "stack"),
         output_sum=sum(part.num_out for _, part in ranks if part.kind != "stack"),
     )
+
+
+def _count_factors(method: MethodSettings, r: int, part: Part) -> int:
+    """Entries of A and B, or of VeRA's two vectors."""
+    return r + part.num_out if method.vera else r * (part.num_in + part.num_out)
 
 
 def _count_biases(

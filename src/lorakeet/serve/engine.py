@@ -22,6 +22,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +30,7 @@ from lorakeet.base.errors import LorakeetError, MachineError, RequestError
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.records import Completion, Turn
 from lorakeet.infer.generate import encode_prompt, generate
+from lorakeet.models.base_hash import check_adapter
 from lorakeet.models.load import load_model
 from lorakeet.models.trained_form import read_trained_form
 from lorakeet.serve.adapter_store import AdapterStore, AdapterVersion
@@ -50,12 +52,14 @@ class EngineLimits:
         default_new_tokens: length of an answer when the request is silent.
         max_new_tokens: longer wishes are clamped to it.
         quantization: how the base is held; None holds it as the adapters were trained.
+        other_base: whether adapters of a base with other weights are taken too.
     """
 
     default_new_tokens: int = 512
     max_new_tokens: int = 4096
     batch: BatchLimits = field(default_factory=BatchLimits)
     quantization: QuantizationSettings | None = None
+    other_base: bool = False
 
 
 @dataclass
@@ -79,6 +83,7 @@ class Engine:
 
     Raises:
         FileFormatError: an adapter is damaged or does not fit the base.
+        DataError: an adapter was trained on another base.
         RequestError: an adapter's name is malformed or the base's own.
     """
 
@@ -93,6 +98,9 @@ class Engine:
         shown = Path(base).resolve().name if Path(base).is_dir() else base
         self.store = AdapterStore(tuple(dict.fromkeys((shown, base))))
         form = self.limits.quantization or read_trained_form((adapters or {}).values())
+        check = partial(check_adapter, base=None if self.limits.other_base else base, held=form)
+        for folder in (adapters or {}).values():
+            check(Path(folder))  # before the base is loaded, which takes longer
         self.model, self.tokenizer = load_model(base, quantization=form)
         self.model.eval()
         self.window_tokens = int(getattr(self.model.config, "max_position_embeddings", 0) or 2**20)
@@ -103,7 +111,7 @@ class Engine:
         self._tokenizer_lock = threading.Lock()
         self.started_at = int(time.time())
         self._worker = Worker(self._work, self._fail_running)
-        self._residents = Residents(self.model, self.store, self._worker)
+        self._residents = Residents(self.model, self.store, self._worker, check)
         try:
             for name, folder in (adapters or {}).items():
                 self.load_adapter(name, Path(folder))

@@ -7,6 +7,7 @@ for again; the last look at the store happens on the worker.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +24,14 @@ class Residents:
 
     Args:
         model: changed by the worker's thread only.
+        check: raises for a folder whose adapter belongs to another base.
     """
 
-    def __init__(self, model: Any, store: AdapterStore, worker: Worker) -> None:
+    def __init__(
+        self, model: Any, store: AdapterStore, worker: Worker, check: Callable[[Path], None]
+    ) -> None:
         self._model = model
+        self._check = check
         self._store = store
         self._worker = worker
         self._attached: set[str] = set()
@@ -37,6 +42,7 @@ class Residents:
         Raises:
             RequestError: the name is malformed or the base's, or there is no such folder.
             FileFormatError: the folder is damaged or does not fit the base.
+            DataError: it was trained on another base.
             MismatchError: the folder changed while it was read.
         """
         self._store.check_name(name)
@@ -63,6 +69,7 @@ class Residents:
         digest = _hash_adapter(folder)
         version = AdapterVersion(digest=digest, folder=folder)
         if digest not in self._attached:
+            self._check(folder)
             read_adapter(self._model, folder, name=version.internal_name)
             self._attached.add(digest)
             if _hash_adapter(folder) != digest:

@@ -16,7 +16,7 @@ from typing import Any
 from lorakeet.api.resolve import read_installed_versions
 from lorakeet.base.errors import FileFormatError, LorakeetError
 from lorakeet.base.proofs import Proof, find_excess, write_proof
-from lorakeet.base.run_folder import RunFolder, read_json, sha256_folder
+from lorakeet.base.run_folder import RunFolder, read_json
 
 LIMITS = {"max_logit_difference": 0.0, "max_base_difference": 0.0}
 
@@ -71,16 +71,16 @@ def _check_lineage(folder: Path, base: str) -> tuple[list[str], list[str]]:
 
     The hashes of the adapter's own files are compared when it is read.
     """
+    from lorakeet.models.base_hash import KEY, OLD_KEY, is_other_base
     from lorakeet.models.load import resolve_base
 
     manifest = folder / "lorakeet.json"
     if not manifest.is_file():
         return ["There is no lorakeet.json, so the bytes could not be compared with hashes."], []
     content = read_json(manifest)
-    trained_on = content.get("base_sha256") if isinstance(content, dict) else None
-    if not trained_on:
+    if not isinstance(content, dict) or not {KEY, OLD_KEY} & content.keys():
         return ["lorakeet.json holds no hash of the base, so the base was not compared."], []
-    if sha256_folder(resolve_base(base)) != trained_on:
+    if is_other_base(content, resolve_base(base)):
         return [], [
             f"the base {base} has other bytes than the one that the adapter was trained on. Use "
             "the same version of the base."
