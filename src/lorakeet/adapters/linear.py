@@ -57,7 +57,9 @@ class LoraLinear(LoraLayer):
         """Whether h is W0 x + b + s B A x and nothing else, which one function computes."""
         has_form = name in self.lora_E or name in self.start_A or name in self.lora_magnitude_vector
         drops = self.dropouts[name].training and isinstance(self.dropouts[name], nn.Dropout)
-        is_known = type(self.base_layer) in (nn.Linear, QuantizedLinear)
+        is_known = type(self.base_layer) is nn.Linear or isinstance(
+            self.base_layer, QuantizedLinear
+        )
         return (
             (is_known or is_conv1d(self.base_layer))
             and not (has_form or drops or self.base_layer._forward_hooks)

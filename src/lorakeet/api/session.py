@@ -45,12 +45,14 @@ def open_session(
     """
     from lorakeet.models.load import load_model
     from lorakeet.models.methods import apply_method
+    from lorakeet.models.narrow import narrow_frozen
 
     model, tokenizer = load_model(
         recipe.base, task=recipe.task, label_names=data.label_names,
         quantization=recipe.quantization,
     )  # fmt: skip
     apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed, base=recipe.base)
+    narrow_frozen(model)
     return Session(
         recipe=recipe, run=run, base_folder=base_folder, model=model,
         tokenizer=tokenizer, data=data, emit=emit,

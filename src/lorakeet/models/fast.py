@@ -66,7 +66,8 @@ def _choose(
     candidates = propose(module)
     if not candidates or "forward" in module.__dict__:
         return None
-    sizes = tuple((key, tuple(p.shape), p.dtype) for key, p in module.named_parameters())
+    held = (*module.named_parameters(), *module.named_buffers())  # quantised layers hold buffers
+    sizes = tuple((key, tuple(each.shape), each.dtype) for key, each in held)
     key = (name, type(module), sizes)
     if key not in proved:
         width = _width_of(module)
@@ -115,10 +116,10 @@ def _width_of(module: nn.Module) -> int:
 
 def _agrees(module: nn.Module, candidate: Forward, width: int) -> bool:
     """Whether both give the same answer and gradients on a random input."""
-    first = next(module.parameters())
+    place = _place_of(module)
     generator = torch.Generator().manual_seed(0)
-    sample = torch.randn(2, 5, width, generator=generator).to(first.device, first.dtype)
-    weights = torch.randn(2, 5, width, generator=generator).to(first.device, first.dtype)
+    sample = torch.randn(2, 5, width, generator=generator).to(*place)
+    weights = torch.randn(2, 5, width, generator=generator).to(*place)
     was_training = module.training
     module.eval()
     try:
@@ -129,6 +130,14 @@ def _agrees(module: nn.Module, candidate: Forward, width: int) -> bool:
     finally:
         module.train(was_training)
     return len(expected) == len(found) and all(map(_is_near, found, expected))
+
+
+def _place_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
+    """Where a unit computes, and in which dtype; a unit of quantised layers has no parameter."""
+    first = next(module.parameters(), None)
+    if first is not None:
+        return first.device, first.dtype
+    return module.gate_proj.codes.device, module.gate_proj.dtype
 
 
 def _answer(forward: Forward, sample: Tensor, weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
