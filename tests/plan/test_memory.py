@@ -1,5 +1,7 @@
 """Predicted bytes, part by part, against sums done by hand."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -184,3 +186,24 @@ def count_saved(layers, tokens, method):
 def test_the_total_is_the_sum_of_the_parts(facts):
     parts = estimate(facts, "qlora").to_dict()
     assert parts.pop("total") == sum(parts.values())
+
+
+def test_a_frozen_base_from_16_bits_is_held_in_16_bits_on_a_cpu(facts):
+    narrow = replace(facts, stored_bytes=2)
+    held = 2 * LINEAR + 4 * (OTHER + LARGEST)
+    assert estimate(narrow, "lora", tokens=10_000).weights == held
+    assert estimate(narrow, "full") == estimate(facts, "full")
+    assert estimate(narrow, "lora", is_gpu=True) == estimate(facts, "lora", is_gpu=True)
+    case = MemoryCase(counted=counted_of(facts, rank=1), micro_batch_tokens=1, is_gpu=False)
+    few = estimate_memory(narrow, "lora", case)
+    assert few.total - few.process - few.adapter == 6 * (LINEAR + OTHER)  # while it is loaded
+
+
+@pytest.mark.parametrize(
+    ("kind", "dtype", "stored"),
+    [("llama", "bfloat16", 2), ("llama", "float16", 2), ("llama", "float32", 4),
+     ("llama", ["odd"], 4), ("gpt2", "bfloat16", 4)],
+)  # fmt: skip
+def test_the_configuration_says_how_wide_weights_are_stored(tmp_path, kind, dtype, stored):
+    write_config(tmp_path, {"model_type": kind, "torch_dtype": dtype})
+    assert read_model_facts(tmp_path).stored_bytes == stored

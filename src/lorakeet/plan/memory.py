@@ -4,8 +4,11 @@ With N parameters in the matrices that ``quantization`` chooses, M in all others
 w bytes a weight (4 on a CPU, 2 on a GPU):
 
     weights       full, lora: w (N + M)     lora-8bit: N + w M     qlora: 0.516 N + w M
-                                            in few bits also w times the largest of them, the
-                                            scratch that one layer at a time is expanded into
+                                            lora on a CPU, from a checkpoint in 16 bits: 2 N + w M
+                                            in fewer than w bytes also w times the largest of them,
+                                            the scratch that one at a time is expanded into;
+                                            from 16 bits at least (w + 2)(N + M), the wide model
+                                            and its mapped file, less what comes after loading
     adapter       4 P                       A, B and saved modules in float32; nothing for full
     gradients     4 P                       (w P for full)
     optimizer     8 P                       AdamW's two moments in float32; 2.03 P in 8 bits;
@@ -157,25 +160,38 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
     optimizer, activations = int(moments * trained), _count_activations(facts, kind, case, w)
     if case.is_gpu and case.optimizer.endswith("paged"):
         optimizer = min(optimizer, PAGE_BYTES)
-    best, state = own * trained * case.keeps_best, own * trained + optimizer
+    state = own * trained + optimizer
+    copies = 0 if case.is_gpu else own * trained * case.keeps_best + state
+    later = own * trained + optimizer + copies + activations
     return MemoryParts(
-        weights=_count_weights(facts, kind, case, w),
+        weights=_count_weights(facts, kind, case, w, later),
         adapter=0 if kind == "full" else 4 * trained,
         gradients=own * trained,
         optimizer=optimizer,
-        copies=0 if case.is_gpu else best + state,
+        copies=copies,
         activations=activations,
         process=PROCESS_BYTES[case.is_gpu]
         + (kind in IN_FEW_BITS and not case.is_gpu) * COMPILER_BYTES,
     )
 
 
-def _count_weights(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -> int:
-    """The base: what is in few bits with one expanded layer, and the rest."""
-    if kind not in IN_FEW_BITS:
+def _count_weights(facts: ModelFacts, kind: str, case: MemoryCase, w: int, later: int) -> int:
+    """The base as it is held: what is in fewer bytes with one expanded layer, and the rest.
+
+    Args:
+        later: bytes that come when the base is loaded; a base that is held in fewer bytes than
+            it is loaded in counts at least what they leave of its wide form.
+    """
+    if kind in IN_FEW_BITS:
+        held = count_quantized(facts, case.quantization, kind)
+        return held.num_bytes + w * (facts.parameters - held.parameters + held.largest)
+    stored = facts.stored_bytes
+    if kind != "lora" or case.is_gpu or stored >= w:
         return w * facts.parameters
-    held = count_quantized(facts, case.quantization, kind)
-    return held.num_bytes + w * (facts.parameters - held.parameters + held.largest)
+    linear = facts.linear_parameters
+    largest = max((p.weights for p in facts.parts if p.kind == "linear"), default=0)
+    held = stored * linear + w * (facts.parameters - linear + largest)
+    return max(held, (w + stored) * facts.parameters - later)
 
 
 def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -> int:

@@ -20,6 +20,7 @@ from lorakeet.plan.model_config import Config, read_model_config
 from lorakeet.plan.parts import Part, embedding, head, linear
 
 _LENGTH_BYTES = 8  # a safetensors file begins with its header's length, little-endian
+_SIXTEEN_BITS = ("bfloat16", "float16")
 _HEADS = ("lm_head", "embed_out", "classifier", "score", "pre_classifier", "output_head")
 _TABLES = ("embed", "wte", "wpe", "shared")
 
@@ -32,6 +33,8 @@ class ModelFacts:
         parts: every module that holds parameters.
         ffn: the inner width of the feed-forward part.
         vocabulary: rows of the output head: tokens, or classes of a classifier.
+        stored_bytes: of a weight of a frozen linear layer as the checkpoint holds it, in which
+            it is kept on a CPU too; 4 for GPT-2's layers, which are kept wide.
     """
 
     model_type: str
@@ -41,6 +44,7 @@ class ModelFacts:
     ffn: int
     vocabulary: int
     is_decoder: bool
+    stored_bytes: int = 4
 
     @property
     def parameters(self) -> int:
@@ -99,8 +103,14 @@ def build_facts(config: Config, *, num_labels: int | None = None) -> ModelFacts:
         model_type=kind, parts=tuple(list_parts(config, num_labels)), hidden=hidden,
         layers=config["num_hidden_layers"], ffn=config.get("intermediate_size") or 4 * hidden,
         vocabulary=config["vocab_size"] if num_labels is None else num_labels,
-        is_decoder=FAMILIES[kind].is_decoder,
+        is_decoder=FAMILIES[kind].is_decoder, stored_bytes=_count_stored_bytes(config),
     )  # fmt: skip
+
+
+def _count_stored_bytes(config: Config) -> int:
+    """Bytes of a weight in the checkpoint, as its configuration says."""
+    named = config.get("dtype") or config.get("torch_dtype")
+    return 2 if named in _SIXTEEN_BITS and config["model_type"] != "gpt2" else 4
 
 
 def _count_weights(folder: Path, config: Config, num_labels: int | None) -> ModelFacts:
