@@ -23,6 +23,7 @@ from lorakeet.data.lint import SampleFacts, read_facts
 from lorakeet.data.privacy import mask_sample
 from lorakeet.data.render import Tokenizer
 from lorakeet.data.schemas import to_sample
+from lorakeet.data.words import WordMemory
 
 PREVIEW_CHARS = 120
 
@@ -53,11 +54,13 @@ class ChunkEncoder:
 
     Args:
         label_names: the classes in the order of their indices; empty for language models.
+        words: the words that the tokenizer has met; they change no result.
     """
 
     recipe: Recipe
     tokenizer: Tokenizer
     label_names: tuple[str, ...] = ()
+    words: WordMemory | None = None
 
     def __call__(self, rows: Sequence[RawRow]) -> list[Outcome]:
         """An outcome for each row, in their order.
@@ -93,7 +96,7 @@ class ChunkEncoder:
     def _encode(self, samples: Sequence[Sample]) -> list[EncodedSample | RowError]:
         return encode_samples(
             samples, self.tokenizer, max_tokens=self.recipe.data.max_tokens,
-            label_names=self.label_names,
+            label_names=self.label_names, words=self.words,
         )  # fmt: skip
 
     def _conclude(

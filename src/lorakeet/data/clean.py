@@ -16,7 +16,7 @@ from dataclasses import replace
 
 import ftfy
 
-from lorakeet.base.records import Conversation, LabelledText, Passage, Sample
+from lorakeet.base.records import Conversation, LabelledText, Passage, Sample, Turn
 
 _FTFY = ftfy.TextFixerConfig(
     uncurl_quotes=False, fix_character_width=False, unescape_html=False, normalization="NFC"
@@ -42,10 +42,14 @@ def clean_text(text: str) -> str:
     if not text.isascii():
         text = ftfy.fix_text(text, _FTFY)
         text = _ODD_SPACE.sub(" ", _INVISIBLE.sub("", text))
-    text = text.replace("\r\n", "\n").replace("\r", "\n")
-    text = _CONTROL.sub("", _TERMINAL_COLOUR.sub("", text))
-    text = _LINE_END_SPACE.sub("", text)
-    return _BLANK_LINES.sub("\n\n", text).strip()
+    if _CONTROL.search(text):
+        text = text.replace("\r\n", "\n").replace("\r", "\n")
+        text = _CONTROL.sub("", _TERMINAL_COLOUR.sub("", text))
+    if " \n" in text or "\t\n" in text:
+        text = _LINE_END_SPACE.sub("", text)
+    if "\n\n\n" in text:
+        text = _BLANK_LINES.sub("\n\n", text)
+    return text.strip()
 
 
 def clean_sample(sample: Sample) -> Sample:
@@ -56,8 +60,8 @@ def clean_sample(sample: Sample) -> Sample:
 def map_text(sample: Sample, change: Callable[[str], str]) -> Sample:
     """A sample with ``change`` applied to each of its texts, the label excepted."""
     if isinstance(sample, Conversation):
-        turns = tuple(replace(turn, content=change(turn.content)) for turn in sample.turns)
-        return replace(sample, turns=turns)
+        turns = tuple([Turn(role=turn.role, content=change(turn.content)) for turn in sample.turns])
+        return Conversation(turns=turns, origin=sample.origin)
     if isinstance(sample, Passage):
         return replace(sample, text=change(sample.text))
     second = None if sample.second_text is None else change(sample.second_text)
@@ -79,4 +83,6 @@ def is_blank(text: str) -> bool:
     >>> is_blank(" \u200b\\n"), is_blank(".")
     (True, False)
     """
+    if "!" <= text[:1] <= "~":
+        return False
     return not _CONTROL.sub("", _INVISIBLE.sub("", text)).strip()

@@ -17,6 +17,7 @@ import numpy as np
 from lorakeet.base.errors import RowError
 from lorakeet.base.records import EncodedSample, LabelledText, Passage, Sample
 from lorakeet.data.render import Span, Tokenizer, find_trained_spans
+from lorakeet.data.words import WordMemory
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,29 +71,33 @@ def encode_samples(
     max_tokens: int,
     too_long: str = "drop",
     label_names: Sequence[str] = (),
+    words: WordMemory | None = None,
 ) -> list[EncodedSample | RowError]:
     """Each sample as ``encode_sample`` gives it, or the error that it would raise.
 
     The tokenizer gets all texts of a kind in one call, which spares most of the time
     that transformers spends around a call and lets the tokenizer use every core.
 
+    Args:
+        words: the words that the tokenizer has met, which are not tokenised again.
+
     Raises:
         DataError: the tokenizer has no chat template and a sample is a conversation.
     """
     texts = [_to_text(sample, tokenizer, label_names) for sample in samples]
-    tokens = _tokenize([text for text in texts if isinstance(text, _Text)], tokenizer)
+    tokens = _tokenize([text for text in texts if isinstance(text, _Text)], tokenizer, words)
     found: list[EncodedSample | RowError] = []
     for sample, text in zip(samples, texts, strict=True):
         if isinstance(text, RowError):
             found.append(text)
             continue
-        ids, offsets = next(tokens)
+        ids, mask = next(tokens)
         try:
             if isinstance(sample, LabelledText):
                 ids = _fit_labelled(ids, text, tokenizer, max_tokens, too_long)
                 mask = np.zeros(len(ids), dtype=bool)
             else:
-                ids, mask = _to_trained(ids, offsets, text, tokenizer)
+                ids, mask = _to_trained(ids, mask, tokenizer)
                 ids, mask = _fit(ids, mask, max_tokens, too_long)
                 _check_trained(mask)
         except RowError as error:
@@ -136,46 +141,79 @@ def _to_text(sample: Sample, tokenizer: Tokenizer, label_names: Sequence[str]) -
 
 
 def _tokenize(
-    texts: Sequence[_Text], tokenizer: Tokenizer
+    texts: Sequence[_Text], tokenizer: Tokenizer, words: WordMemory | None
 ) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Ids, and for conversations the characters of each token, in the order of the texts."""
+    """Ids, and of conversations which are trained, in the order of the texts."""
     found: list[tuple[np.ndarray, np.ndarray | None]] = [(np.zeros(0, np.int32), None)] * len(texts)
     kinds: dict[tuple[bool, bool], list[int]] = {}
     for place, text in enumerate(texts):
         kinds.setdefault((text.spans is not None, text.second is not None), []).append(place)
     for (is_rendered, is_pair), places in kinds.items():
-        told = [[texts[place].text for place in places]]
-        if is_pair:
-            told.append([texts[place].second or "" for place in places])
-        options = {"add_special_tokens": False, "return_offsets_mapping": True}
-        encoding = tokenizer(*told, return_attention_mask=False, **options if is_rendered else {})
-        for number, place in enumerate(places):
-            ids = np.asarray(encoding["input_ids"][number], dtype=np.int32)
-            offsets = encoding["offset_mapping"][number] if is_rendered else None
-            found[place] = (ids, offsets)
+        same = [texts[place] for place in places]
+        encoded = None if is_pair or words is None else _look_up(same, words)
+        for place, one in zip(
+            places, encoded or _encode_whole(same, tokenizer, is_rendered, is_pair), strict=True
+        ):
+            found[place] = one
     return iter(found)
 
 
+def _look_up(
+    texts: Sequence[_Text], words: WordMemory
+) -> list[tuple[np.ndarray, np.ndarray | None]] | None:
+    """Texts put together from known words; None where the tokenizer does not allow it."""
+    encoded = words.encode([text.text for text in texts])
+    if encoded is None:
+        return None
+    return [
+        (words.add_around(one.ids), None) if text.spans is None
+        else (one.ids, one.find_trained(text.spans))
+        for text, one in zip(texts, encoded, strict=True)
+    ]  # fmt: skip
+
+
+def _encode_whole(
+    texts: Sequence[_Text], tokenizer: Tokenizer, is_rendered: bool, is_pair: bool
+) -> list[tuple[np.ndarray, np.ndarray | None]]:
+    """Texts of a kind by one call of the tokenizer."""
+    told = [[text.text for text in texts]]
+    if is_pair:
+        told.append([text.second or "" for text in texts])
+    options = {"add_special_tokens": False, "return_offsets_mapping": True}
+    encoding = tokenizer(*told, return_attention_mask=False, **options if is_rendered else {})
+    ids = [np.asarray(row, dtype=np.int32) for row in encoding["input_ids"]]
+    if not is_rendered:
+        return [(row, None) for row in ids]
+    offsets = [np.asarray(row, dtype=np.int32) for row in encoding["offset_mapping"]]
+    return [
+        (row, _find_trained(places.reshape(-1, 2), text.spans or []))
+        for row, places, text in zip(ids, offsets, texts, strict=True)
+    ]
+
+
+def _find_trained(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
+    """Which tokens overlap a trained span."""
+    mask = np.zeros(len(offsets), dtype=bool)
+    for start, end in spans:
+        mask |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
+    return mask
+
+
 def _to_trained(
-    ids: np.ndarray, offsets: Any, text: _Text, tokenizer: Tokenizer
+    ids: np.ndarray, mask: np.ndarray | None, tokenizer: Tokenizer
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Ids and what is trained: tokens that overlap a trained span, or all of a passage.
+    """Ids and what is trained: of a conversation what is said, of a passage all.
 
     A passage has BOS where the tokenizer puts one, the text and EOS.
 
     Raises:
         RowError: two BOS tokens stand at the head.
     """
-    if text.spans is None:
+    if mask is None:
         eos = tokenizer.eos_token_id
         if eos is not None and (not len(ids) or ids[-1] != eos):
             ids = np.append(ids, np.int32(eos))
         mask = np.ones(len(ids), dtype=bool)
-    else:
-        places = np.asarray(offsets, dtype=np.int32).reshape(-1, 2)
-        mask = np.zeros(len(ids), dtype=bool)
-        for start, end in text.spans:
-            mask |= (places[:, 0] < end) & (places[:, 1] > start)
     _check_bos(ids, tokenizer)
     mask[:1] = False
     return ids, mask

@@ -28,6 +28,7 @@ from lorakeet.data.render import Tokenizer
 from lorakeet.data.schemas import to_sample
 from lorakeet.data.shards import ShardReader, ShardWriter
 from lorakeet.data.sources import list_files, read_rows
+from lorakeet.data.words import WordMemory, memory_of
 from lorakeet.data.workers import count_workers, map_pieces
 
 MIN_ROWS_TO_SPLIT = 20
@@ -67,6 +68,7 @@ class DataStage:
     label_names: tuple[str, ...] = ()
     linter: DataLinter = field(default_factory=DataLinter)
     duplicates: Deduplicator = field(default_factory=Deduplicator)
+    words: WordMemory | None = None
 
     def drop(self, row: DroppedRow) -> None:
         """Notes a row that is not used whole."""
@@ -100,6 +102,7 @@ def prepare_data(recipe: Recipe, tokenizer: Tokenizer, folder: Path, emit: Emit)
         stage = DataStage(
             recipe=recipe, tokenizer=tokenizer, emit=emit, write_dropped=dropped.write,
             num_workers=count_workers() if asked == "auto" else asked,
+            words=memory_of(tokenizer),
         )  # fmt: skip
         stage.label_names = find_labels(recipe)
         _write_splits(stage, folder)
@@ -115,8 +118,9 @@ def prepare_data(recipe: Recipe, tokenizer: Tokenizer, folder: Path, emit: Emit)
 def encoded_samples(stage: DataStage, path: str) -> Iterator[tuple[EncodedSample, bytes]]:
     """Encoded samples of one source, each with the hash of its content; the others are dropped."""
     encoder = ChunkEncoder(
-        recipe=stage.recipe, tokenizer=stage.tokenizer, label_names=stage.label_names
-    )
+        recipe=stage.recipe, tokenizer=stage.tokenizer, label_names=stage.label_names,
+        words=stage.words,
+    )  # fmt: skip
     finds_duplicates, number = stage.recipe.data.deduplicate, 0
     notes: dict[int, list[DroppedRow]] = {}
     for rows, outcomes in map_pieces(encoder, _chunks(path, notes), stage.num_workers):

@@ -45,7 +45,9 @@ _PHONE = re.compile(
 _INTERNATIONAL_PHONE = re.compile(
     r"(?<![0-9A-Za-z+])\+[1-9]\d{0,2}(?:[ .-]?\(?\d{1,5}\)?){2,5}(?![0-9A-Za-z])"
 )
-_DIGIT = re.compile(r"\d")
+# Every valid number but an IBAN has eight digits this near each other.
+_EIGHT_DIGITS = re.compile(r"\d(?:[-. ()]{0,3}\d){7}")
+_IBAN_HEAD = re.compile(r"[A-Z]{2}\d{2}")
 _ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _ID_CHECKS = "10X98765432"
 
@@ -59,7 +61,7 @@ def mask_private(text: str) -> tuple[str, dict[str, int]]:
     counts: Counter[str] = Counter()
     if "@" in text:
         text = _mask(text, "email", _EMAIL, _is_sure, counts)
-    if _DIGIT.search(text):
+    if _EIGHT_DIGITS.search(text) or _IBAN_HEAD.search(text):
         for kind, pattern, is_valid in _NUMBERS:
             text = _mask(text, kind, pattern, is_valid, counts)
     return text, dict(counts)
