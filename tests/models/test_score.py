@@ -9,7 +9,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from lorakeet.adapters.attach import attach
 from lorakeet.adapters.layer import Lora
 from lorakeet.base.errors import RequestError
-from lorakeet.models import score
+from lorakeet.models import frozen_head, score
 from lorakeet.models.head import read_head_facts
 from lorakeet.models.score import score_labels, score_targets
 from tests.families import DECODERS, ENCODERS, build, some_ids
@@ -165,6 +165,8 @@ class LargestTensor(TorchDispatchMode):
 def test_the_whole_logits_never_exist(is_trained, monkeypatch):
     vocabulary = 5000
     monkeypatch.setattr(score, "CHUNK_LOGITS", 16 * vocabulary)
+    monkeypatch.setattr(frozen_head, "BLOCK_LOGITS", 16 * vocabulary)
+    monkeypatch.setattr(frozen_head, "FEWEST_IDS", 1)
     config = t.LlamaConfig(**SIZES | {"vocab_size": vocabulary})
     model = t.LlamaForCausalLM(config).requires_grad_(is_trained)
     model.model.embed_tokens.weight.requires_grad_(True)
@@ -191,6 +193,24 @@ def test_chunks_and_padding_change_nothing(monkeypatch):
     assert float(apart) == pytest.approx(float(whole), rel=1e-6)
     for name, gradient in gradients(model, apart).items():
         assert (gradient - expected[name]).abs().max() <= 1e-5 * expected[name].abs().max(), name
+
+
+@pytest.mark.parametrize("has_bias", [True, False])
+def test_a_frozen_head_in_blocks_gives_the_loss_and_gradient_of_the_whole(has_bias, monkeypatch):
+    monkeypatch.setattr(frozen_head, "BLOCK_LOGITS", 1)
+    monkeypatch.setattr(frozen_head, "FEWEST_IDS", 7)  # 50 ids: eight blocks, the last of one
+    torch.manual_seed(0)
+    head = torch.nn.Linear(6, 50, bias=has_bias).requires_grad_(False)
+    head.weight[3:9] *= 200  # one position's largest logit grows from block to block
+    hidden, targets = torch.randn(9, 6, requires_grad=True), torch.arange(9) * 6 + 1
+    wanted = torch.nn.functional.cross_entropy(head(hidden).double(), targets, reduction="sum")
+    (expected,) = torch.autograd.grad(3 * wanted, hidden)
+    loss = score.score_hidden(hidden, head, targets)
+    (found,) = torch.autograd.grad(3 * loss, hidden)
+    assert loss.item() == pytest.approx(wanted.item(), rel=1e-6)
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5 * float(expected.abs().max()))
+    with torch.no_grad():
+        assert score.score_hidden(hidden, head, targets).item() == loss.item()
 
 
 def test_a_batch_without_targets_is_refused():

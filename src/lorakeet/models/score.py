@@ -7,7 +7,8 @@ the gradients are formed in the forward pass:
 
     p = softmax(h W^T) - onehot,   dh = p W,   dW = p^T h (when the head is trained)
 
-so that a chunk's logits live for a moment and nothing is computed twice.  The
+so that a chunk's logits live for a moment and nothing is computed twice.  A frozen head
+in float32 goes block by block of the vocabulary instead (``models.frozen_head``).  The
 caller divides once, by the step's count: this is why 1 x 8, 2 x 4 and 8 x 1
 micro-batches give the same gradient.
 
@@ -27,6 +28,7 @@ from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
 from lorakeet.base.errors import RequestError
+from lorakeet.models.frozen_head import FrozenHead, is_frozen
 from lorakeet.models.head import backbone_of, bend, head_of, read_head_facts, soft_cap_of
 from lorakeet.models.kernels import load_head
 from lorakeet.models.packed import first_tokens_only, packed, read_pack_facts
@@ -147,6 +149,9 @@ def score_hidden(
     Cost: one chunk of logits, at most ``CHUNK_LOGITS`` numbers, one [N, D] gradient, and
     for a trained head one [V, D] gradient.
     """
+    if type(head) is nn.Linear and is_frozen(hidden_ND, head, soft_cap):
+        wants_gradient = torch.is_grad_enabled()
+        return FrozenHead.apply(hidden_ND, head.weight, head.bias, targets_N, wants_gradient)
     if type(head) is nn.Linear:
         ask = _Ask(targets_N, soft_cap, torch.is_grad_enabled())
         return _LinearHead.apply(hidden_ND, head.weight, head.bias, ask)
