@@ -107,7 +107,7 @@ def test_fewer_tokens_are_offered_only_where_they_fit(plan_for):
 
 
 @pytest.mark.parametrize(("train", "max_tokens", "expected"), [
-    ({}, 1024, 2048), ({}, 4096, 4096), ({"micro_batch_tokens": 512}, 256, 512),
+    ({}, 512, 1024), ({}, 4096, 4096), ({"micro_batch_tokens": 512}, 256, 512),
     ({"micro_batch_tokens": 512}, 8192, 8192), ({"micro_batch_tokens": 9000}, 64, 9000),
 ])  # fmt: skip
 def test_a_micro_batch_is_the_limit_or_one_longer_sample(plan_for, train, max_tokens, expected):

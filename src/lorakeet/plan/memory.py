@@ -58,7 +58,7 @@ from lorakeet.plan.trained import TrainedCount
 KINDS = ("full", "lora", "lora-8bit", "qlora")
 IN_FEW_BITS = ("lora-8bit", "qlora")
 CHUNK_LOGITS = 4_000_000
-AUTO_MICRO_BATCH_TOKENS = 2048
+AUTO_MICRO_BATCH_TOKENS = 1024  # as fast as 2048, measured, in half of the memory
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "adamw-paged": 8.0, "adamw-8bit-paged": 2.03}
 PAGE_BYTES = 32 * MIB  # a piece of m, v, g and w in float32, and what their update makes of them
 ADALORA_SCORE_BYTES = 8
