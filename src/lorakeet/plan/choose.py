@@ -13,6 +13,7 @@ from lorakeet.plan.hardware import Hardware, read_training_hardware
 from lorakeet.plan.knobs import MIN_TOKENS, Knob, list_knobs
 from lorakeet.plan.memory import (
     KINDS,
+    MemoryCase,
     MemoryParts,
     count_micro_batch_tokens,
     estimate_memory,
@@ -20,7 +21,7 @@ from lorakeet.plan.memory import (
     to_memory_case,
 )
 from lorakeet.plan.model_facts import ModelFacts, read_model_facts
-from lorakeet.plan.speed import estimate_tokens_per_s, find_flops_per_s
+from lorakeet.plan.speed import Rates, estimate_tokens_per_s, find_rates
 from lorakeet.plan.trained import TrainedCount, count_trained
 
 HEADROOM_FRACTION = 0.9  # of the free memory; the rest is for the system and fragments
@@ -121,11 +122,14 @@ class DataFacts:
         num_run_tokens: tokens that pass the model in the whole run, all epochs together.
         num_labels: classes of task classify.
         max_micro_batch_tokens: of the longest rows that can meet; the recipe's limit when None.
+        row_tokens: of the sample that a token stands in, on average over tokens; half of
+            ``data.max_tokens`` when None.
     """
 
     num_run_tokens: int | None = None
     num_labels: int | None = None
     max_micro_batch_tokens: int | None = None
+    row_tokens: float | None = None
 
 
 def make_plan(
@@ -159,7 +163,8 @@ def make_plan(
         counted=count_trained(facts, recipe.method, is_classifier=is_classifier),
         machine=machine,
         micro_batch_tokens=known.max_micro_batch_tokens or count_micro_batch_tokens(recipe),
-        flops_per_s=find_flops_per_s(machine),
+        row_tokens=known.row_tokens or recipe.data.max_tokens / 2,
+        rates=find_rates(machine),
         num_run_tokens=known.num_run_tokens,
         price_per_hour=price_per_hour,
     )
@@ -185,7 +190,8 @@ class _Case:
     counted: TrainedCount
     machine: Hardware
     micro_batch_tokens: int
-    flops_per_s: float | None
+    row_tokens: float
+    rates: Rates | None
     num_run_tokens: int | None
     price_per_hour: float | None
 
@@ -202,22 +208,26 @@ class _Case:
         """Whether the names that an adapter needs are the model's."""
         return kind == "full" or not self.counted.is_misnamed
 
-    def memory_of(self, kind: str, micro_batch_tokens: int) -> MemoryParts:
-        """Predicted bytes of a method."""
-        case = to_memory_case(
+    def at(self, micro_batch_tokens: int) -> MemoryCase:
+        """What memory and time depend on, with T tokens in a micro-batch."""
+        return to_memory_case(
             self.recipe, self.counted, micro_batch_tokens=micro_batch_tokens,
             is_gpu=bool(self.machine.gpus),
         )  # fmt: skip
-        return estimate_memory(self.facts, kind, case)
+
+    def memory_of(self, kind: str, micro_batch_tokens: int) -> MemoryParts:
+        """Predicted bytes of a method."""
+        return estimate_memory(self.facts, kind, self.at(micro_batch_tokens))
 
     def speed_of(self, kind: str) -> float | None:
         """Predicted tokens a second of a method."""
-        if self.flops_per_s is None:
+        if self.rates is None:
             return None
-        tokens = self.micro_batch_tokens if self.machine.gpus else None
         return estimate_tokens_per_s(
-            self.facts, kind, self.flops_per_s, gpu_micro_batch_tokens=tokens
-        )
+            self.facts, kind, self.rates, self.at(self.micro_batch_tokens),
+            row_tokens=self.row_tokens,
+            step_tokens=self.recipe.train.batch_size * self.row_tokens,
+        )  # fmt: skip
 
 
 def _plan_method(kind: str, case: _Case) -> MethodPlan:

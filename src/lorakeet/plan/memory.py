@@ -194,17 +194,22 @@ def _count_weights(facts: ModelFacts, kind: str, case: MemoryCase, w: int, later
     return max(held, (w + stored) * facts.parameters - later)
 
 
+def count_kept(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
+    """Numbers that all layers keep a token for the backward pass."""
+    heads = 2 * (facts.query_width + facts.key_width)
+    kept = (4 * facts.hidden + heads + (3 if facts.is_gated else 2) * facts.ffn) * facts.layers
+    if kind == "full":
+        return kept
+    kept += RANK_ARRAYS[case.form] * case.counted.rank_sum
+    return kept + (2 * case.counted.output_sum if case.form == "dora" else 0)
+
+
 def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -> int:
     """What a micro-batch keeps for its backward pass, the layer at work, and the head."""
     tokens, hidden, ffn = case.micro_batch_tokens, facts.hidden, facts.ffn
-    heads = 2 * (facts.query_width + facts.key_width)
-    kept = (4 * hidden + heads + (3 if facts.is_gated else 2) * ffn) * facts.layers
-    holes = 0
-    if kind != "full":
-        outputs = case.counted.output_sum
-        kept += RANK_ARRAYS[case.form] * case.counted.rank_sum
-        kept += 2 * outputs if case.form == "dora" else 0
-        holes = 0 if case.is_gpu else HOLE_ARRAYS[case.form] * outputs
+    kept = count_kept(facts, kind, case)
+    has_holes = kind != "full" and not case.is_gpu
+    holes = HOLE_ARRAYS[case.form] * case.counted.output_sum if has_holes else 0
     layer = tokens * (AT_WORK_F * ffn + 2 * hidden) * w
     logits = tokens * facts.vocabulary
     chunks = 3 if logits > CHUNK_LOGITS else 2  # the chunk before is let go when the next is there

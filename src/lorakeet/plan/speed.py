@@ -1,32 +1,49 @@
-"""How fast training will be, from the floating-point work and the machine's rate.
+"""How fast training will be, from the floating-point work and the machine's rates.
 
     full   6 N FLOP a token   (forward 2 N, backward to input 2 N, to weights 2 N)
-    lora   4 N FLOP a token   (the weight gradient falls away)
+    lora   4 N FLOP a token   (the weight gradient falls away), and 6 P for the adapter
 
-N counts linear layers, the experts that a token is sent to, and the output head.  On a
-CPU the rate is that of a large matmul, measured here in a moment; on a GPU it is the
-data sheet's dense bfloat16 rate, where the card's name is known.  A share of the rate is
-reached in training; attention, norms and waiting for memory take the rest.  On a GPU a
-micro-batch of T tokens takes L layers x 1 ms besides, in which kernels are started, so
+N counts linear layers, the experts that a token is sent to, and the output head; P the
+adapter, whose thin products reach half of the rate.  Attention adds 14 S Q L for samples of S
+tokens, Q the width of all query heads and L layers: 4 forward, 10 backward.  On a CPU
 
-    tokens/s = 1 / (work / (share x rate) + L x 1 ms / T)
+    s/token = FLOP / (0.9 R)  +  bytes / (0.3 C)  +  L x 6 ms / T
+
+R is the rate of a large matmul and C that of copying, both measured here in a moment.  The
+bytes are those of the numbers that a layer keeps (``plan.memory``), each touched 6 times on
+its way there and back; of the logits, touched 11 times; of the weights, read twice a
+micro-batch of T tokens (3 times where they are trained) and expanded twice where they are in
+few bits; and of AdamW's update.  The last term is what starting the work of a layer takes.
+The shares are measured on models of 0.3M to 135M parameters, where they hold within 11 %.
+
+On a GPU R is the data sheet's dense bfloat16 rate, where the card's name is known; a share of
+it is reached, and kernels take time to start:
+
+    s/token = FLOP / (0.3 R)  +  L x 1 ms / T
 """
 
 from __future__ import annotations
 
 import re
 import time
+from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 
+from lorakeet.plan.few_bits import count_quantized
 from lorakeet.plan.hardware import Hardware
+from lorakeet.plan.memory import IN_FEW_BITS, MemoryCase, count_kept
 from lorakeet.plan.model_facts import ModelFacts
 
-REACHED_FRACTION = 0.4  # of the large matmul's rate, on CPUs with transformers' own modules
+REACHED_FRACTION = 0.9  # of the large matmul's rate, on CPUs
+COPIED_FRACTION = 0.3  # of the copy's rate on each core, reached by what is no matmul
+MAX_COPYING_CORES = 4  # more of them wait for the memory
+KEPT_TOUCHES, LOGIT_TOUCHES = 6, 11
+UPDATE_BYTES = 28  # a trained weight: w, g, m and v read, w, m and v written
 REACHED_FRACTION_GPU = 0.3  # assumed, as no GPU is measured here
-LAUNCH_S_PER_LAYER = 1e-3  # assumed: about 150 kernels forward and backward, 7 microseconds each
-_SIZE = 768
-_FLOPS_PER_TOKEN = {"full": 6, "lora": 4, "lora-8bit": 4, "qlora": 4}
+LAUNCH_S_PER_LAYER = {False: 6e-3, True: 1e-3}  # on a GPU assumed: 150 kernels, 7 us each
+_SIZE, _COPIED = 768, 8 * 2**20  # of the measured matmul, and float32 numbers of the copy
 # NVIDIA's data sheets, dense bfloat16 (half of the rate "with sparsity"), in TFLOP/s;
 # float32 accumulation on GeForce cards; the longest name that is found counts
 TFLOPS_BF16 = {
@@ -38,9 +55,26 @@ TFLOPS_BF16 = {
 _OTHERS = "Ti|SUPER|Laptop|Mobile|D"
 
 
-def find_flops_per_s(machine: Hardware) -> float | None:
-    """FLOP/s of the device that training runs on; None for a GPU that is not in the table."""
-    return find_gpu_flops_per_s(machine.name) if machine.gpus else measure_matmul_rate()
+@dataclass(frozen=True, kw_only=True)
+class Rates:
+    """What a device does in a second.
+
+    Args:
+        flops: of a large matmul, or of the card by its data sheet.
+        copied_bytes: read and written by a copy on all cores; None on a GPU.
+    """
+
+    flops: float
+    copied_bytes: float | None = None
+
+
+def find_rates(machine: Hardware) -> Rates | None:
+    """The rates of the device that training runs on; None for a GPU that is not in the table."""
+    if machine.gpus:
+        flops = find_gpu_flops_per_s(machine.name)
+        return Rates(flops=flops) if flops else None
+    cores = min(machine.cores, MAX_COPYING_CORES)
+    return Rates(flops=measure_matmul_rate(), copied_bytes=cores * measure_copy_rate())
 
 
 def find_gpu_flops_per_s(name: str) -> float | None:
@@ -60,25 +94,62 @@ def find_gpu_flops_per_s(name: str) -> float | None:
 def measure_matmul_rate(duration_s: float = 0.12) -> float:
     """FLOP/s of a float32 matmul of 768 x 768, the best of a few."""
     a = np.ones((_SIZE, _SIZE), dtype=np.float32)
+    return 2 * _SIZE**3 / _best_time(lambda: a @ a, duration_s)
+
+
+def measure_copy_rate(duration_s: float = 0.06) -> float:
+    """Bytes read and written in a second by a copy of 32 MiB on one core, the best of a few."""
+    a, b = np.ones(_COPIED, dtype=np.float32), np.ones(_COPIED, dtype=np.float32)
+    return 2 * a.nbytes / _best_time(lambda: np.copyto(b, a), duration_s)
+
+
+def _best_time(work: Callable[[], object], duration_s: float) -> float:
     best_s, until = float("inf"), time.perf_counter() + duration_s
     while time.perf_counter() < until:
         started = time.perf_counter()
-        a @ a
+        work()
         best_s = min(best_s, time.perf_counter() - started)
-    return 2 * _SIZE**3 / best_s
+    return best_s
 
 
 def estimate_tokens_per_s(
-    facts: ModelFacts, kind: str, flops_per_s: float, *, gpu_micro_batch_tokens: int | None = None
-) -> float:
+    facts: ModelFacts, kind: str, rates: Rates, case: MemoryCase, *,
+    row_tokens: float, step_tokens: float,
+) -> float:  # fmt: skip
     """Predicted training speed in tokens a second.
 
     Args:
-        flops_per_s: of a large matmul, or of the card by its data sheet.
-        gpu_micro_batch_tokens: T on a GPU; None on a CPU, where starting work costs little.
+        case: with T and what is trained.
+        row_tokens: S, of the sample that a token stands in, on average over tokens.
+        step_tokens: that pass the model in an optimiser step.
     """
-    share = REACHED_FRACTION_GPU if gpu_micro_batch_tokens else REACHED_FRACTION
-    token_s = _FLOPS_PER_TOKEN[kind] * facts.multiplied / (share * flops_per_s)
-    if gpu_micro_batch_tokens:
-        token_s += facts.layers * LAUNCH_S_PER_LAYER / gpu_micro_batch_tokens
-    return 1 / token_s
+    flops = count_flops(facts, kind, case, row_tokens)
+    launch_s = facts.layers * LAUNCH_S_PER_LAYER[case.is_gpu] / case.micro_batch_tokens
+    if case.is_gpu or rates.copied_bytes is None:
+        return 1 / (flops / (REACHED_FRACTION_GPU * rates.flops) + launch_s)
+    moved_s = count_moved_bytes(facts, kind, case, step_tokens) / (
+        COPIED_FRACTION * rates.copied_bytes
+    )
+    return 1 / (flops / (REACHED_FRACTION * rates.flops) + moved_s + launch_s)
+
+
+def count_flops(facts: ModelFacts, kind: str, case: MemoryCase, row_tokens: float) -> float:
+    """FLOP a token."""
+    attention = 14 * row_tokens * facts.query_width * facts.layers
+    if kind == "full":
+        return 6 * facts.multiplied + attention
+    return 4 * facts.multiplied + 2 * 6 * case.counted.adapter_parameters + attention
+
+
+def count_moved_bytes(facts: ModelFacts, kind: str, case: MemoryCase, step_tokens: float) -> float:
+    """Bytes that a token moves outside of matmuls."""
+    numbers = KEPT_TOUCHES * count_kept(facts, kind, case) + LOGIT_TOUCHES * facts.vocabulary
+    trained = facts.parameters if kind == "full" else case.counted.total
+    weights = 4 * facts.multiplied * (3 if kind == "full" else 2)
+    if kind in IN_FEW_BITS:
+        held = count_quantized(facts, case.quantization, kind)
+        weights += 2 * (held.num_bytes + 4 * held.parameters)
+    if kind != "full" and case.form == "dora":
+        weights += 12 * facts.linear_parameters  # the norms of W0 + s B A, once a micro-batch
+    update = UPDATE_BYTES * trained / step_tokens
+    return 4 * numbers + weights / case.micro_batch_tokens + update
