@@ -1,11 +1,12 @@
-"""Predicted against measured peak memory: 20 recipes, each a real training run of its own.
+"""Predicted against measured peak memory and speed: 30 recipes, each a real run of its own.
 
     python -m benchmarks.plan_accuracy [--only 135m-512-lora ...] [--trial]
 
 Shapes x methods x lengths, random weights, three optimiser steps with a validation and a
 checkpoint after each.  ``measured`` is the highest resident memory of the whole
 ``lorakeet.train`` process as the system counts it, ``predicted`` the plan's total from
-config.json and the rows' lengths.  ``--trial`` makes the steps of ``plan --measure`` before
+config.json and the rows' lengths.  Tokens/s are those of the steps after the first, and need
+a quiet machine; peaks do not.  ``--trial`` makes the steps of ``plan --measure`` before
 each run and adds how far their peak and their tokens/s are from those of the run.
 """
 
@@ -161,29 +162,38 @@ def main() -> None:
 
 
 def to_table(found: dict[str, dict[str, Any]]) -> str:
-    """A row a recipe: predicted, measured, difference."""
+    """A row a recipe: predicted, measured and their difference, of memory and of speed."""
     lines = [
-        "# Predicted against measured peak memory of training, CPU", "",
-        "| recipe (shape-tokens-method) | predicted MiB | measured MiB | difference | trial: peak, "
-        "tokens/s |",
-        "|---|---|---|---|---|",
+        "# Predicted against measured peak memory and speed of training, CPU", "",
+        "| recipe (shape-tokens-method) | predicted MiB | measured MiB | difference | predicted "
+        "tokens/s | measured tokens/s | difference | trial: peak, tokens/s |",
+        "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
-    off = []
     for key, one in found.items():
-        predicted, measured = one["predicted"]["total"] / 2**20, one["measured"] / 2**20
-        off.append(predicted / measured - 1)
+        sizes, rates = compare(one)
         told = "-"
         if "trial" in one:
             peak = one["trial"]["peak_bytes"] / one["measured"] - 1
             rate = one["trial"]["tokens_per_s"] / one["tokens_per_s"] - 1
             told = f"{100 * peak:+.1f} %, {100 * rate:+.1f} %"
-        difference = f"{100 * off[-1]:+.1f} %"
-        lines.append(f"| {key} | {predicted:.0f} | {measured:.0f} | {difference} | {told} |")
-    near = sum(abs(value) <= 0.1 for value in off)
-    lines += ["", f"{near} of {len(off)} within 10 %; the largest difference is "
-              f"{100 * max(map(abs, off), default=0):.1f} %. "
-              "Made by `python -m benchmarks.plan_accuracy`."]  # fmt: skip
-    return "\n".join(lines) + "\n"
+        memory = " | ".join(f"{size / 2**20:.0f}" for size in sizes[:2])
+        speed = " | ".join(f"{rate:.0f}" for rate in rates[:2])
+        lines.append(f"| {key} | {memory} | {100 * sizes[2]:+.1f} % | {speed} | "
+                     f"{100 * rates[2]:+.1f} % | {told} |")  # fmt: skip
+    both = [compare(one) for one in found.values()]
+    for what, place, limit in (("peaks", 0, 0.1), ("speeds", 1, 0.2)):
+        off = [abs(each[place][2]) for each in both]
+        near = sum(value <= limit for value in off)
+        lines += ["", f"{near} of {len(off)} {what} within {100 * limit:.0f} %; the largest "
+                  f"difference is {100 * max(off, default=0):.1f} %."]  # fmt: skip
+    return "\n".join([*lines, "", "Made by `python -m benchmarks.plan_accuracy`."]) + "\n"
+
+
+def compare(one: dict[str, Any]) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
+    """(predicted, measured, predicted over measured less 1) of the peak and of the speed."""
+    peak = (one["predicted"]["total"], one["measured"])
+    rate = (one["predicted_tokens_per_s"], one["tokens_per_s"])
+    return (*peak, peak[0] / peak[1] - 1), (*rate, rate[0] / rate[1] - 1)
 
 
 if __name__ == "__main__":
