@@ -9,7 +9,8 @@ from transformers import AutoTokenizer
 from lorakeet.data.words import WordMemory, is_word_wise, memory_of
 
 ODD = ["a  b\n c\u0301 d \u00a0e", " x", "x ", "\n\n x\ty", "  ", "", "\0 a \0b", "文 a 1",
-       "<|im_end|> a<|im_start|>b", "It's 3 's ' s 12 3.5 é e\u0301 -", "\u200b a\u200d b"]  # fmt: skip
+       "<|im_end|> a<|im_start|>b", "It's 3 's ' s 12 3.5 é e\u0301 -",
+       "\u200b a\u200d b"]  # fmt: skip
 PIECES = ["a", "Word", " ", "\n", "\t", "'s", "12", ".", "é", "\u0301", "文", "\u200d",
           "<|im_end|>", "\u00a0", "-", "_", "\0"]  # fmt: skip
 

@@ -17,13 +17,12 @@ from lorakeet.base.recipe import Recipe
 from lorakeet.base.records import Conversation, DroppedRow, EncodedSample, RawRow, Sample, Turn
 from lorakeet.data.clean import clean_sample, texts_of
 from lorakeet.data.dedup import content_hash
-from lorakeet.data.encode import encode_sample, encode_samples
+from lorakeet.data.encode import Met, encode_sample, encode_samples
 from lorakeet.data.fields import schema_name
 from lorakeet.data.lint import SampleFacts, read_facts
 from lorakeet.data.privacy import mask_sample
 from lorakeet.data.render import Tokenizer
 from lorakeet.data.schemas import to_sample
-from lorakeet.data.words import WordMemory
 
 PREVIEW_CHARS = 120
 
@@ -54,13 +53,13 @@ class ChunkEncoder:
 
     Args:
         label_names: the classes in the order of their indices; empty for language models.
-        words: the words that the tokenizer has met; they change no result.
+        met: what the tokenizer has met; it changes no result.
     """
 
     recipe: Recipe
     tokenizer: Tokenizer
     label_names: tuple[str, ...] = ()
-    words: WordMemory | None = None
+    met: Met | None = None
 
     def __call__(self, rows: Sequence[RawRow]) -> list[Outcome]:
         """An outcome for each row, in their order.
@@ -96,7 +95,7 @@ class ChunkEncoder:
     def _encode(self, samples: Sequence[Sample]) -> list[EncodedSample | RowError]:
         return encode_samples(
             samples, self.tokenizer, max_tokens=self.recipe.data.max_tokens,
-            label_names=self.label_names, words=self.words,
+            label_names=self.label_names, met=self.met,
         )  # fmt: skip
 
     def _conclude(

@@ -8,29 +8,35 @@ labelled text  the encoder's special tokens around it; the label is what is trai
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from lorakeet.base.errors import RowError
-from lorakeet.base.records import EncodedSample, LabelledText, Passage, Sample
-from lorakeet.data.render import Span, Tokenizer, find_trained_spans
-from lorakeet.data.words import WordMemory
+from lorakeet.base.records import Conversation, EncodedSample, LabelledText, Passage, Sample, Turn
+from lorakeet.data.render import Frames, Tokenizer, find_spans_of, render_all
+from lorakeet.data.texts import Text, tokenize
+from lorakeet.data.words import WordMemory, memory_of
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Text:
-    """What the tokenizer is given for a sample.
+class Met:
+    """What a tokenizer has met, which is not worked out again.
 
     Args:
-        spans: the trained characters of a conversation.
+        words: None for a tokenizer whose texts are encoded whole.
+        frames: of its chat template.
     """
 
-    text: str
-    second: str | None = None
-    spans: list[Span] | None = None
+    words: WordMemory | None
+    frames: Frames
+
+    @classmethod
+    def of(cls, tokenizer: Tokenizer) -> Met:
+        """Nothing met so far."""
+        return cls(words=memory_of(tokenizer), frames=Frames(tokenizer))
 
 
 def encode_sample(
@@ -71,7 +77,7 @@ def encode_samples(
     max_tokens: int,
     too_long: str = "drop",
     label_names: Sequence[str] = (),
-    words: WordMemory | None = None,
+    met: Met | None = None,
 ) -> list[EncodedSample | RowError]:
     """Each sample as ``encode_sample`` gives it, or the error that it would raise.
 
@@ -79,13 +85,14 @@ def encode_samples(
     that transformers spends around a call and lets the tokenizer use every core.
 
     Args:
-        words: the words that the tokenizer has met, which are not tokenised again.
+        met: what former calls have met of words and of conversations; it changes no result.
 
     Raises:
         DataError: the tokenizer has no chat template and a sample is a conversation.
     """
-    texts = [_to_text(sample, tokenizer, label_names) for sample in samples]
-    tokens = _tokenize([text for text in texts if isinstance(text, _Text)], tokenizer, words)
+    met = met or Met(words=None, frames=Frames(tokenizer))
+    texts = _to_texts(samples, tokenizer, label_names, met.frames)
+    tokens = tokenize([text for text in texts if isinstance(text, Text)], tokenizer, met.words)
     found: list[EncodedSample | RowError] = []
     for sample, text in zip(samples, texts, strict=True):
         if isinstance(text, RowError):
@@ -124,79 +131,40 @@ def explain(encoded: EncodedSample, tokenizer: Any) -> list[tuple[str, bool]]:
     return runs
 
 
-def _to_text(sample: Sample, tokenizer: Tokenizer, label_names: Sequence[str]) -> _Text | RowError:
-    """The text of a sample, or why it has none."""
-    if isinstance(sample, Passage):
-        return _Text(text=sample.text)
-    if isinstance(sample, LabelledText):
-        if sample.label not in label_names:
-            listed = ", ".join(label_names)
-            return RowError(f"the label '{sample.label}' is none of {listed}.", code="label")
-        return _Text(text=sample.text, second=sample.second_text)
-    try:
-        text, spans = find_trained_spans(sample.turns, tokenizer)
-    except RowError as error:
-        return error
-    return _Text(text=text, spans=spans)
-
-
-def _tokenize(
-    texts: Sequence[_Text], tokenizer: Tokenizer, words: WordMemory | None
-) -> Iterator[tuple[np.ndarray, np.ndarray | None]]:
-    """Ids, and of conversations which are trained, in the order of the texts."""
-    found: list[tuple[np.ndarray, np.ndarray | None]] = [(np.zeros(0, np.int32), None)] * len(texts)
-    kinds: dict[tuple[bool, bool], list[int]] = {}
-    for place, text in enumerate(texts):
-        kinds.setdefault((text.spans is not None, text.second is not None), []).append(place)
-    for (is_rendered, is_pair), places in kinds.items():
-        same = [texts[place] for place in places]
-        encoded = None if is_pair or words is None else _look_up(same, words)
-        for place, one in zip(
-            places, encoded or _encode_whole(same, tokenizer, is_rendered, is_pair), strict=True
-        ):
-            found[place] = one
-    return iter(found)
-
-
-def _look_up(
-    texts: Sequence[_Text], words: WordMemory
-) -> list[tuple[np.ndarray, np.ndarray | None]] | None:
-    """Texts put together from known words; None where the tokenizer does not allow it."""
-    encoded = words.encode([text.text for text in texts])
-    if encoded is None:
-        return None
+def _to_texts(
+    samples: Sequence[Sample], tokenizer: Tokenizer, label_names: Sequence[str], frames: Frames
+) -> list[Text | RowError]:
+    """The text of each sample, or why it has none."""
+    conversations = [sample.turns for sample in samples if isinstance(sample, Conversation)]
+    rendered = iter(render_all(conversations, tokenizer))
     return [
-        (words.add_around(one.ids), None) if text.spans is None
-        else (one.ids, one.find_trained(text.spans))
-        for text, one in zip(texts, encoded, strict=True)
+        _to_text(sample, label_names) if not isinstance(sample, Conversation)
+        else _with_spans(next(rendered), sample.turns, tokenizer, frames)
+        for sample in samples
     ]  # fmt: skip
 
 
-def _encode_whole(
-    texts: Sequence[_Text], tokenizer: Tokenizer, is_rendered: bool, is_pair: bool
-) -> list[tuple[np.ndarray, np.ndarray | None]]:
-    """Texts of a kind by one call of the tokenizer."""
-    told = [[text.text for text in texts]]
-    if is_pair:
-        told.append([text.second or "" for text in texts])
-    options = {"add_special_tokens": False, "return_offsets_mapping": True}
-    encoding = tokenizer(*told, return_attention_mask=False, **options if is_rendered else {})
-    ids = [np.asarray(row, dtype=np.int32) for row in encoding["input_ids"]]
-    if not is_rendered:
-        return [(row, None) for row in ids]
-    offsets = [np.asarray(row, dtype=np.int32) for row in encoding["offset_mapping"]]
-    return [
-        (row, _find_trained(places.reshape(-1, 2), text.spans or []))
-        for row, places, text in zip(ids, offsets, texts, strict=True)
-    ]
+def _to_text(sample: Passage | LabelledText, label_names: Sequence[str]) -> Text | RowError:
+    """The text of a sample without turns, or why it has none."""
+    if isinstance(sample, Passage):
+        return Text(text=sample.text)
+    if sample.label not in label_names:
+        listed = ", ".join(label_names)
+        return RowError(f"the label '{sample.label}' is none of {listed}.", code="label")
+    return Text(text=sample.text, second=sample.second_text)
 
 
-def _find_trained(offsets: np.ndarray, spans: Sequence[Span]) -> np.ndarray:
-    """Which tokens overlap a trained span."""
-    mask = np.zeros(len(offsets), dtype=bool)
-    for start, end in spans:
-        mask |= (offsets[:, 0] < end) & (offsets[:, 1] > start)
-    return mask
+def _with_spans(
+    text: str | RowError, turns: Sequence[Turn], tokenizer: Tokenizer, frames: Frames
+) -> Text | RowError:
+    """A rendered conversation with its trained characters, or why it cannot be trained."""
+    if isinstance(text, RowError):
+        return text
+    try:
+        spans = frames.find_spans(text, turns) or find_spans_of(text, turns, tokenizer)
+    except RowError as error:
+        return error
+    return Text(text=text, spans=spans)
 
 
 def _to_trained(
@@ -220,7 +188,7 @@ def _to_trained(
 
 
 def _fit_labelled(
-    ids: np.ndarray, text: _Text, tokenizer: Tokenizer, max_tokens: int, too_long: str
+    ids: np.ndarray, text: Text, tokenizer: Tokenizer, max_tokens: int, too_long: str
 ) -> np.ndarray:
     """The ids of a labelled text inside the window, its special tokens kept.
 

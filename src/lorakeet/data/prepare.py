@@ -23,12 +23,12 @@ from lorakeet.base.run_folder import open_to_replace, read_json, sha256_file, wr
 from lorakeet.base.stamps import fingerprint
 from lorakeet.data.chunk import ChunkEncoder, to_dropped
 from lorakeet.data.dedup import Deduplicator
+from lorakeet.data.encode import Met
 from lorakeet.data.lint import DataLinter
 from lorakeet.data.render import Tokenizer
 from lorakeet.data.schemas import to_sample
 from lorakeet.data.shards import ShardReader, ShardWriter
 from lorakeet.data.sources import list_files, read_rows
-from lorakeet.data.words import WordMemory, memory_of
 from lorakeet.data.workers import count_workers, map_pieces
 
 MIN_ROWS_TO_SPLIT = 20
@@ -68,7 +68,7 @@ class DataStage:
     label_names: tuple[str, ...] = ()
     linter: DataLinter = field(default_factory=DataLinter)
     duplicates: Deduplicator = field(default_factory=Deduplicator)
-    words: WordMemory | None = None
+    met: Met | None = None
 
     def drop(self, row: DroppedRow) -> None:
         """Notes a row that is not used whole."""
@@ -102,7 +102,7 @@ def prepare_data(recipe: Recipe, tokenizer: Tokenizer, folder: Path, emit: Emit)
         stage = DataStage(
             recipe=recipe, tokenizer=tokenizer, emit=emit, write_dropped=dropped.write,
             num_workers=count_workers() if asked == "auto" else asked,
-            words=memory_of(tokenizer),
+            met=Met.of(tokenizer),
         )  # fmt: skip
         stage.label_names = find_labels(recipe)
         _write_splits(stage, folder)
@@ -119,7 +119,7 @@ def encoded_samples(stage: DataStage, path: str) -> Iterator[tuple[EncodedSample
     """Encoded samples of one source, each with the hash of its content; the others are dropped."""
     encoder = ChunkEncoder(
         recipe=stage.recipe, tokenizer=stage.tokenizer, label_names=stage.label_names,
-        words=stage.words,
+        met=stage.met,
     )  # fmt: skip
     finds_duplicates, number = stage.recipe.data.deduplicate, 0
     notes: dict[int, list[DroppedRow]] = {}

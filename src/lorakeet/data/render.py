@@ -24,6 +24,7 @@ from lorakeet.base.errors import DataError, RowError
 from lorakeet.base.records import Turn
 
 Span = tuple[int, int]
+MAX_FRAMES = 1000
 _MARKER = "\u2402lorakeet{}\u2403"
 _TAG = re.compile(r"<\|?[^<>|\s]{1,40}\|?>|\[/?[A-Z_]{2,20}\]")
 
@@ -81,6 +82,80 @@ def template_failures() -> tuple[type[Exception], ...]:
             RecursionError)  # fmt: skip
 
 
+def render_all(
+    conversations: Sequence[Sequence[Turn]], tokenizer: Tokenizer
+) -> list[str | RowError]:
+    """Each conversation as ``render`` gives it, or its refusal; in one call where none is.
+
+    Raises:
+        DataError: there is no chat template.
+    """
+    if not conversations or not tokenizer.chat_template:
+        return [render(turns, tokenizer) for turns in conversations]
+    told = [[{"role": t.role, "content": t.content} for t in turns] for turns in conversations]
+    try:
+        return tokenizer.apply_chat_template(told, tokenize=False)
+    except template_failures():
+        return [_render_or_refuse(turns, tokenizer) for turns in conversations]
+
+
+def _render_or_refuse(turns: Sequence[Turn], tokenizer: Tokenizer) -> str | RowError:
+    try:
+        return render(turns, tokenizer)
+    except RowError as error:
+        return error
+
+
+class Frames:
+    """What a template puts around the texts of a conversation, by its roles.
+
+    A rendered conversation that is its frame filled with its texts needs no second
+    rendering to tell where they stand.
+    """
+
+    def __init__(self, tokenizer: Tokenizer) -> None:
+        self._tokenizer = tokenizer
+        self._found: dict[tuple[str, ...], list[str] | None] = {}
+
+    def find_spans(self, text: str, turns: Sequence[Turn]) -> list[Span] | None:
+        """The trained characters of a rendered conversation; None where the frame does not fit."""
+        roles = tuple([turn.role for turn in turns])
+        if roles not in self._found:
+            if len(self._found) == MAX_FRAMES:
+                return None
+            self._found[roles] = self._find(turns)
+        frame = self._found[roles]
+        if frame is None or not text.startswith(frame[0]):
+            return None
+        position, spans = len(frame[0]), []
+        for turn, after in zip(turns, frame[1:], strict=True):
+            said = _said_at(text, position, turn.content)
+            if said is None or not text.startswith(after, position + len(said)):
+                return None
+            end = position + len(said)
+            if turn.role == "assistant":
+                if not after and end < len(text):
+                    return None  # what ends the turn would be the next text
+                spans.append((position, end + len(_end_token(after, self._tokenizer))))
+            position = end + len(after)
+        return spans if position == len(text) else None
+
+    def _find(self, turns: Sequence[Turn]) -> list[str] | None:
+        """The rendering of marked texts, cut at the marks; None unless each stands there once."""
+        marks = [_MARKER.format(number) for number in range(len(turns))]
+        marked = [
+            Turn(role=turn.role, content=mark) for turn, mark in zip(turns, marks, strict=True)
+        ]
+        rest = _render_or_refuse(marked, self._tokenizer)
+        frame = []
+        for mark in marks:
+            if isinstance(rest, RowError) or rest.count(mark) != 1:
+                return None
+            before, _, rest = rest.partition(mark)
+            frame.append(before)
+        return [*frame, rest] if isinstance(rest, str) else None
+
+
 def find_trained_spans(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[str, list[Span]]:
     """The rendered text and the character spans of all assistant texts with their end tokens.
 
@@ -88,6 +163,11 @@ def find_trained_spans(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[str
         RowError: the template does not keep the assistant texts as they are.
     """
     text = render(turns, tokenizer)
+    return text, find_spans_of(text, turns, tokenizer)
+
+
+def find_spans_of(text: str, turns: Sequence[Turn], tokenizer: Tokenizer) -> list[Span]:
+    """As ``find_trained_spans``, of a conversation that was rendered already."""
     marked = [
         Turn(role=turn.role, content=_MARKER.format(number)) if turn.role == "assistant" else turn
         for number, turn in enumerate(turns)
@@ -107,7 +187,7 @@ def find_trained_spans(turns: Sequence[Turn], tokenizer: Tokenizer) -> tuple[str
         spans.append((start, position + len(end_token)))
     if text[position:] != rest:
         raise _rewritten(len(turns) - 1)
-    return text, spans
+    return spans
 
 
 def _said_at(text: str, start: int, content: str) -> str | None:

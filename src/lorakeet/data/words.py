@@ -18,7 +18,7 @@ import re
 import string
 from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import accumulate
+from itertools import repeat
 from typing import Any
 
 import numpy as np
@@ -155,15 +155,18 @@ class Words:
 
     def find_trained(self, spans: Sequence[Span]) -> np.ndarray:
         """Which tokens overlap one of the spans of characters, bool [T]."""
+        size = len(self._words)
+        is_head = np.fromiter(map(str.startswith, self._words, repeat(_HEAD)), bool, size)
+        chars = np.fromiter(map(len, self._words), np.int64, size) + 1 - 2 * is_head
+        ends = np.cumsum(chars).tolist()
+        tokens = [0, *np.cumsum(np.fromiter(map(len, self._bytes), np.int64, size) >> 2).tolist()]
         mask = np.zeros(len(self.ids), dtype=bool)
-        ends = list(accumulate(len(w) + (1 - 2 * w.startswith(_HEAD)) for w in self._words))
-        tokens = [0, *accumulate(len(ids) >> 2 for ids in self._bytes)]
         for start, end in spans:
             first = bisect_left(ends, start)
-            last = min(bisect_right(ends, end), len(ends) - 1)
+            last = min(bisect_right(ends, end), size - 1)
             if first + 1 < last:
                 mask[tokens[first + 1] : tokens[last]] = True
-            for place in {first, last} if first < len(ends) else ():
+            for place in {first, last} if first < size else ():
                 before = ends[place - 1] if place else 0
                 offsets = self._memory.offsets_of(self._words[place]) + before
                 mask[tokens[place] : tokens[place + 1]] |= (
@@ -174,23 +177,23 @@ class Words:
 
 def _is_plain(word: str) -> bool:
     """Whether a text may be cut before and after a word that has these ends."""
-    bare = word[1:] if word.startswith(_HEAD) else word
-    if not bare:
-        return False
-    first = word.startswith(_HEAD) or bare[0] in _EDGES or bare[0].isalpha()
-    return first and (bare[-1] in _EDGES or bare[-1].isalpha())
+    return (word.startswith(_HEAD) or _may_begin(word)) and _may_end(word)
 
 
 def _join_odd(words: list[str]) -> Iterable[str]:
     """The words, joined again where the text between them may not be cut."""
     joined = words[0]
     for word in words[1:]:
-        if word.startswith(_HEAD) or _may_end(joined) and word and (word[0] in _EDGES or word[0].isalpha()):
+        if word.startswith(_HEAD) or (_may_end(joined) and _may_begin(word)):
             yield joined
             joined = word
         else:
             joined = f"{joined} {word}"
     yield joined
+
+
+def _may_begin(word: str) -> bool:
+    return bool(word) and (word[0] in _EDGES or word[0].isalpha())
 
 
 def _may_end(word: str) -> bool:
