@@ -53,3 +53,14 @@ def test_roles_and_labels_count():
 
 def test_the_hash_is_the_same_in_every_run():
     assert content_hash(passage("hello")).hex() == "8ed7252f4b03f9e8376db5b2"
+
+
+def test_many_texts_are_found_again_where_they_stood_first():
+    seen = Deduplicator()
+    keys = [n.to_bytes(12, "little") for n in range(30_000)]  # neighbours, which want one place
+    keys += [(n << 64).to_bytes(12, "little") for n in range(1, 300)]
+    for line, key in enumerate(keys, start=1):
+        assert seen.find_first(key, Origin(path=f"{line % 3}.txt", line=line)) is None
+    for line, key in enumerate(keys, start=1):
+        first = seen.find_first(key, Origin(path="later", line=9))
+        assert (first.path, first.line) == (f"{line % 3}.txt", line)
