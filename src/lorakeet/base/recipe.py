@@ -135,6 +135,11 @@ class TrainSettings(Section):
         "tokens that samples of a pack open with are computed once",
         why="same gradients; off by itself under dropout and where little is shared",
     )
+    cache_frozen_layers: Literal["auto", "on", "off"] = setting(
+        "auto",
+        "layers below the first that trains are computed once a sample and kept on disk",
+        why="same numbers in later epochs; auto where it pays and there is room",
+    )
     schedule: Schedule = setting("cosine", "how the rate falls after the warm-up")
     warmup_fraction: float = setting(0.03, "share of the steps with a rising rate", ge=0, lt=1)
     weight_decay: float = setting(0.0, "AdamW's decay of matrices", ge=0)

@@ -77,6 +77,11 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
+    def frozen_states(self) -> Path:
+        """What frozen layers answered, kept from epoch to epoch; may be removed at any time."""
+        return self.path / "cache" / "frozen"
+
+    @property
     def adapter(self) -> Path:
         """The trained adapter in PEFT's format (or, after full training, ``model``)."""
         return self.path / "adapter"

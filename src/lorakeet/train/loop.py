@@ -35,6 +35,7 @@ from lorakeet.train.checkpoint import (
 )
 from lorakeet.train.checkpoint_writer import CheckpointWriter
 from lorakeet.train.fitting import halve_batch, run_within_memory
+from lorakeet.train.frozen_choice import keep_frozen
 from lorakeet.train.optimizer import set_rate
 from lorakeet.train.schedule import rate_at
 from lorakeet.train.sentinels import (
@@ -78,6 +79,10 @@ class TrainLoop:
         self.runner = build_runner(
             job.model, job.recipe, pad_id=job.pad_id, allocator=self.allocator
         )
+        self.runner = keep_frozen(
+            self.runner, job.recipe, job.data.train, job.run.frozen_states,
+            saved_fraction=self.saved_fraction(), emit=emit,
+        )  # fmt: skip
         self.tracker = BestTracker.build(
             settings.early_stopping, is_classifier=job.recipe.task == "classify"
         )

@@ -11,7 +11,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 
 import torch
@@ -30,6 +30,7 @@ from lorakeet.models.packed import read_pack_facts
 from lorakeet.models.score import score_labels, score_pack, score_pack_labels, score_targets
 from lorakeet.models.shared import score_shared_pack
 from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS
+from lorakeet.train.frozen_states import FrozenStates
 from lorakeet.train.not_finite import name_not_finite, to_not_finite_error
 from lorakeet.train.optimizer import build_optimizer
 
@@ -59,6 +60,7 @@ class StepRunner:
         micro_batch_tokens: tokens that pass the model at once, padding included.
         packs: rows lie end to end instead of padded; the model must be packable.
         shares: what the samples of a pack open with stands once; the model must be shareable.
+        frozen: the kept answers of the frozen layers; rows are packed and nothing is shared.
         penalty: added to the loss once a step; it is in the gradient, not in the report.
         after_step: called with the step's number between the optimiser's step and the
             clearing of the gradients.
@@ -72,6 +74,7 @@ class StepRunner:
     max_gradient_norm: float
     packs: bool = False
     shares: bool = False
+    frozen: FrozenStates | None = None
     penalty: Callable[[], Tensor] | None = None
     after_step: Callable[[int], None] | None = None
 
@@ -101,7 +104,8 @@ class StepRunner:
         batches = [self._build(samples, group, prefixes) for group in groups]
         num_targets = sum(batch.num_targets for batch in batches)
         with _own_randomness(self.parameters[0].device, hash_seed(*seed)):
-            losses = self._accumulate(batches, num_targets)
+            rows = [[samples[i] for i in group] for group in groups]
+            losses = self._accumulate(batches, rows, num_targets)
         if self.penalty is not None:
             self.penalty().backward()
         loss = sum(losses) / num_targets
@@ -160,13 +164,19 @@ class StepRunner:
             return collate(chosen, self.pad_id)
         return build_pack(chosen, prefixes.among(group) if prefixes else None)
 
-    def _accumulate(self, batches: Sequence[Batch | Pack], num_targets: int) -> list[float]:
+    def _accumulate(
+        self,
+        batches: Sequence[Batch | Pack],
+        rows: Sequence[Sequence[EncodedSample]],
+        num_targets: int,
+    ) -> list[float]:
         """Adds up the gradients of all micro-batches; returns the summed loss of each."""
         device = self.parameters[0].device
         losses = []
-        for batch in batches:
+        for batch, own in zip(batches, rows, strict=True):
             score = score_packed if isinstance(batch, Pack) else score_batch
-            loss_sum = score(self.model, batch, device)
+            with self.frozen.passing(own, device) if self.frozen else nullcontext():
+                loss_sum = score(self.model, batch, device)
             (loss_sum / num_targets).backward()
             losses.append(loss_sum.detach())
         return torch.stack(losses).tolist()  # one wait for the device a step
