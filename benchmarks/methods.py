@@ -102,16 +102,17 @@ def read_stories(count: int) -> list[str]:
 
 
 def make_recipe(
-    bench_data: dict[str, Any], size: Size, options: dict, rate: float, seed: int
+    bench_data: dict[str, Any], size: Size, row: tuple[str, dict], rate: float, seed: int
 ) -> Recipe:
     """One run's recipe."""
+    kind, options = row
     method = {"rank": RANK, "alpha": 2 * RANK, **options}
     method = options if options["kind"] == "full" else method
     if options.get("vera"):  # it has no alpha, and r vectors cost little
         method = {**options, "rank": VERA_RANK}
     return recipe_from_dict({
         "base": str(BASE), "task": "text", "data": {**bench_data, "max_tokens": 256},
-        "method": method,
+        "method": method, "quantization": {"kind": kind or "none"},
         "train": {"learning_rate": rate, "max_steps": size.steps, "epochs": 50, "batch_size": 8,
                   "seed": seed, "early_stopping": None, "evaluate_every_steps": size.steps,
                   "checkpoint_every_steps": 10 * size.steps},
@@ -129,8 +130,8 @@ def open_bench(size: Size, work: Path) -> Bench:
     kinds = {kind for kind, _ in ROWS.values()}
     loaded = {k: load_model(str(BASE), dtype="float32", quantization=k or None) for k in kinds}
     tokenizer = loaded[""][1]
-    recipe = make_recipe(data, size, {"kind": "full"}, 1e-3, 0)
-    stories = make_recipe({"train": told, "validation": 0}, size, {"kind": "full"}, 1e-3, 0)
+    recipe = make_recipe(data, size, ROWS["full"], 1e-3, 0)
+    stories = make_recipe({"train": told, "validation": 0}, size, ROWS["full"], 1e-3, 0)
     return Bench(
         size=size, work=work, tokenizer=tokenizer,
         models={kind: model for kind, (model, _) in loaded.items()},
@@ -157,9 +158,8 @@ def run_once(bench: Bench, row: tuple[str, dict], rate: float, seed: int) -> dic
 def _train(bench: Bench, row: tuple[str, dict], rate: float, seed: int, answer: Any) -> None:
     """The child: trains, measures, and sends what it found."""
     start_bytes, pad_id = peak_bytes() or 0, bench.tokenizer.pad_token_id or 0
-    kind, options = row
-    recipe = make_recipe({"train": "-", "validation": "-"}, bench.size, options, rate, seed)
-    model, held, told = bench.models[kind], bench.data.validation, bench.stories.train
+    recipe = make_recipe({"train": "-", "validation": "-"}, bench.size, row, rate, seed)
+    model, held, told = bench.models[row[0]], bench.data.validation, bench.stories.train
     before = measure_perplexity(model, told, pad_id)["loss"]
     report = apply_method(model, recipe.method, task="text", seed=seed, base=str(BASE))
     run = RunFolder(Path(tempfile.mkdtemp(dir=bench.work)))

@@ -277,3 +277,23 @@ def test_adapters_whose_names_of_the_base_differ_are_combined_when_the_bytes_are
         folders.append(write_adapter(model, folder, base=name, lineage=lineage))
     combine(folders, tmp_path / "c", how("linear"))
     assert read_lineage(tmp_path / "c")["base_sha256"] == "f" * 64
+
+
+@pytest.mark.parametrize(
+    ("lineages", "reason"),
+    [
+        ([{"base_sha256": "e" * 64}, {"base_sha256": "f" * 64}], "different versions of it"),
+        ([{"start": "loftq"}, {}], "repair of its rounded base.*--into dequantised"),
+    ],
+)
+def test_adapters_of_other_weights_or_with_a_repair_in_them_are_not_added(
+    lineages, reason, tmp_path
+):
+    folders = []
+    for number, lineage in enumerate(lineages):
+        model = build("llama")
+        attach(model, Lora(rank=2))
+        folder = tmp_path / str(number)
+        folders.append(write_adapter(model, folder, base="owner/base", lineage=lineage))
+    with pytest.raises(RequestError, match=reason):
+        combine(folders, tmp_path / "c", how("linear"))

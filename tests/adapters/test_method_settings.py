@@ -29,3 +29,18 @@ def test_every_contradiction_is_told_at_once():
 def test_an_unknown_start_is_refused_with_the_known_ones():
     with pytest.raises(RecipeError, match="'default', 'pissa', 'pissa-fast' or 'loftq'"):
         read(start="svd")
+
+
+def test_vera_has_no_alpha_and_none_of_the_options_that_change_a_and_b():
+    with pytest.raises(RecipeError) as caught:
+        read(vera=True, alpha=16, dora=True, lora_plus_ratio=16, rank_pattern={"q_proj": 4})
+    for key in ("alpha", "dora", "lora_plus_ratio", "rank_pattern"):
+        assert f"vera shares one A and B, so {key} cannot be set" in str(caught.value)
+    assert read(vera=True, rank=512).alpha == 32
+
+
+def test_a_module_is_not_adapted_and_trained_in_full_and_something_must_be_adapted():
+    with pytest.raises(RecipeError, match="lm_head stands in targets and in modules_to_save"):
+        read(targets=["q_proj", "lm_head"], modules_to_save=["lm_head"])
+    with pytest.raises(RecipeError, match="targets is empty"):
+        read(targets=[])

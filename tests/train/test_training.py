@@ -52,6 +52,7 @@ def job(folder, *, method=None, train=None, resume=False, family="llama"):
         "method": method or {"kind": "lora", "rank": 4, "dropout": 0.1},
         "train": {"batch_size": 4, "epochs": 3, "learning_rate": 1e-2, "early_stopping": None,
                   "checkpoint_every_steps": 5, **(train or {})},
+        "quantization": {"kind": "nf4" if (method or {}).get("start") == "loftq" else "none"},
     })  # fmt: skip
     model = build(family)
     apply_method(model, recipe.method, task=recipe.task, seed=0)

@@ -46,9 +46,23 @@ def find_problems(
         for each in adapters
         if each.beside_factors
     ]
-    hashes = [each.lineage.get("base_sha256") for each in adapters]
+    problems += [
+        f"{each.folder}: its factors hold the repair of its rounded base (LoftQ), which a sum or "
+        "a weight would repeat or weaken. Merge it with --into dequantised."
+        for each in adapters
+        if each.lineage.get("start") == "loftq"
+    ]
+    known = ("base_weights_sha256", "base_sha256")
+    hashes = [next((e.lineage[k] for k in known if k in e.lineage), None) for e in adapters]
     same_bytes = None not in hashes and len(set(hashes)) == 1
-    if base is None and not same_bytes and len({each.base for each in adapters}) > 1:
+    other_bytes = None not in hashes and len(set(hashes)) > 1
+    names = {each.base for each in adapters}
+    if base is None and len(names) == 1 and other_bytes:
+        problems.append(
+            f"all adapters name {names.pop()}, but were trained on different versions of it (the "
+            "hashes in lorakeet.json differ). If they are one model all the same, state it as base."
+        )
+    elif base is None and not same_bytes and len(names) > 1:
         named = ", ".join(f"{each.folder} on {each.base}" for each in adapters)
         problems.append(
             f"the adapters name different bases: {named}. Their changes mean nothing to each "

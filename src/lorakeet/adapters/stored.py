@@ -91,10 +91,13 @@ class StoredAdapter:
     def beside_factors(self) -> list[str]:
         """What else changes its layers, so that a change is not s B A alone; mostly nothing."""
         config = self.config
-        found = [f"{key} {config[key]}" for key in ("use_dora", "lora_bias") if config.get(key)]
+        words = {"use_dora": "DoRA, W' = m V / ||V||", "lora_bias": "biases of its own factors"}
+        found = [told for key, told in words.items() if config.get(key)]
         if config.get("init_lora_weights", True) not in _PLAIN_STARTS:
             found.append(f"init_lora_weights {config['init_lora_weights']}, a changed base")
         odd = [key for key in self.others if ".lora_" in key]
+        if config.get("use_dora"):
+            odd = [key for key in odd if not key.endswith(".lora_magnitude_vector")]
         return found + ([f"tensors {some(odd)}"] if odd else [])
 
     @property

@@ -16,6 +16,7 @@ class ListedAdapter:
     """One line of a list.
 
     Args:
+        kind: LoRA, DoRA, rsLoRA, rsLoRA + DoRA, AdaLoRA or VeRA.
         ranks: all r that occur, ascending.
         targets: the last parts of the adapted modules' names.
         num_bytes: of the weights.
@@ -24,6 +25,7 @@ class ListedAdapter:
     """
 
     folder: str
+    kind: str = "LoRA"
     ranks: tuple[int, ...] = ()
     targets: tuple[str, ...] = ()
     base: str = ""
@@ -45,6 +47,7 @@ class ShownAdapter:
     """
 
     folder: str
+    kind: str
     base: str
     settings: dict[str, Any]
     num_parameters: int
@@ -106,7 +109,8 @@ def show_adapter(folder: str | Path) -> ShownAdapter:
         for module, layer in adapter.layers.items()
     }
     return ShownAdapter(
-        folder=str(folder), base=adapter.base, settings=asdict(adapter.settings),
+        folder=str(folder), kind=_to_kind(adapter.config), base=adapter.base,
+        settings=asdict(adapter.settings),
         num_parameters=adapter.num_parameters, layers=layers, others=tuple(sorted(adapter.others)),
         digests=adapter.digests, is_verified=bool(adapter.lineage),
         lineage={k: v for k, v in adapter.lineage.items() if k not in ("files", "format", "seal")},
@@ -190,6 +194,15 @@ def _hide(inner: list[str]) -> bool:
     return True
 
 
+def _to_kind(config: Mapping[str, Any]) -> str:
+    """The method's name behind PEFT's keys."""
+    known = {"ADALORA": "AdaLoRA", "VERA": "VeRA"}
+    plain = "rsLoRA" if config.get("use_rslora") else "LoRA"
+    if config.get("use_dora"):
+        return "DoRA" if plain == "LoRA" else "rsLoRA + DoRA"
+    return known.get(str(config.get("peft_type")), plain)
+
+
 def _to_line(folder: Path, name: str) -> ListedAdapter:
     """One adapter's line; one that cannot be read gets its reason."""
     from lorakeet.adapters.files import WEIGHTS, read_adapter_config
@@ -206,6 +219,7 @@ def _to_line(folder: Path, name: str) -> ListedAdapter:
     ends = [targets] if isinstance(targets, str) else [path.rsplit(".", 1)[-1] for path in targets]
     return ListedAdapter(
         folder=name,
+        kind=_to_kind(config),
         ranks=tuple(sorted({settings.rank, *settings.rank_pattern.values()})),
         targets=tuple(dict.fromkeys(ends)),
         base=str(config.get("base_model_name_or_path")),

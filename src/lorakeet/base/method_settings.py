@@ -40,7 +40,11 @@ class AdaLoraSettings(Section):
         return self
 
 
-_OFF = (None, False, (), "", "default", "none")
+_OFF = (None, False, (), {}, "", "default", "none")
+_NOT_IN_VERA = (
+    "dora", "rslora", "start", "bias", "adalora", "lora_plus_ratio", "rank_pattern",
+    "alpha_pattern",
+)  # fmt: skip
 _LORA_ONLY = (
     "adapter", "adalora", "bias", "layers", "exclude", "lora_plus_ratio", "rslora", "dora", 
     "start", "modules_to_save", "vera",
@@ -113,39 +117,56 @@ class MethodSettings(Section):
 
     @model_validator(mode="after")
     def _check(self) -> MethodSettings:
-        problems = [
-            f"rank_pattern gives {name} rank {r}; it needs at least 1"
-            for name, r in self.rank_pattern.items()
-            if r < 1
-        ]
-        problems += [
-            f"alpha_pattern gives {name} alpha {alpha}; it needs more than 0"
-            for name, alpha in self.alpha_pattern.items()
-            if not alpha > 0
-        ]
-        if self.layers and not 0 <= self.layers[0] <= self.layers[1]:
-            problems.append(
-                f"layers is {list(self.layers)}; it needs the first and the last layer, from 0 up"
-            )
+        problems = [*_wrong_names(self), *_wrong_numbers(self)]
         if self.adalora:
-            others = [
-                key for key in ("dora", "rslora", "start", "bias") if getattr(self, key) not in _OFF
-            ]
+            others = [key for key in ("dora", "rslora", "start", "bias") if _is_set(self, key)]
             problems += [f"adalora has its own form, so {key} cannot be on" for key in others]
             if (goal := self.adalora.target_rank) > self.rank:
                 problems.append(
                     f"adalora.target_rank {goal} is above rank {self.rank}, where the budget starts"
                 )
         if self.vera:
-            others = ("dora", "rslora", "start", "bias", "adalora", "lora_plus_ratio")
-            others += ("rank_pattern", "alpha_pattern")
-            on = [key for key in others if getattr(self, key) not in (*_OFF, {})]
-            on += ["alpha"] if "alpha" in self.model_fields_set else []
-            problems += [f"vera shares one A and B, so {key} cannot be set" for key in on]
+            others = [key for key in _NOT_IN_VERA if _is_set(self, key)]
+            others += ["alpha"] if "alpha" in self.model_fields_set else []
+            problems += [f"vera shares one A and B, so {key} cannot be set" for key in others]
         if self.kind == "full":
-            problems += [
-                f"{name} needs kind: lora" for name in _LORA_ONLY if getattr(self, name) not in _OFF
-            ]
+            problems += [f"{key} needs kind: lora" for key in _LORA_ONLY if _is_set(self, key)]
         if problems:
             raise ValueError("; ".join(problems))
         return self
+
+
+def _is_set(method: MethodSettings, key: str) -> bool:
+    """Whether an option is on."""
+    return getattr(method, key) not in _OFF
+
+
+def _wrong_names(method: MethodSettings) -> list[str]:
+    """What is wrong with the modules that are named."""
+    targets, saved = method.targets, method.modules_to_save
+    problems = [] if targets else ["targets is empty; it needs all-linear, a name or names"]
+    if both := sorted(({targets} if isinstance(targets, str) else set(targets)) & set(saved)):
+        problems.append(
+            f"{', '.join(both)} stands in targets and in modules_to_save; a module is adapted or "
+            "trained in full, not both"
+        )
+    return problems
+
+
+def _wrong_numbers(method: MethodSettings) -> list[str]:
+    """What is wrong with patterns and layers."""
+    problems = [
+        f"rank_pattern gives {name} rank {r}; it needs at least 1"
+        for name, r in method.rank_pattern.items()
+        if r < 1
+    ]
+    problems += [
+        f"alpha_pattern gives {name} alpha {alpha}; it needs more than 0"
+        for name, alpha in method.alpha_pattern.items()
+        if not alpha > 0
+    ]
+    if method.layers and not 0 <= method.layers[0] <= method.layers[1]:
+        problems.append(
+            f"layers is {list(method.layers)}; it needs the first and the last layer, from 0 up"
+        )
+    return problems

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -13,6 +16,9 @@ from lorakeet.cli.output import CONSOLE, print_done, print_error, print_json, pr
 
 APP = typer.Typer(no_args_is_help=True)
 AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
+_PATTERNS = ("rank_pattern", "alpha_pattern")
+_TOLD = ("targets", "dora", "rslora", "vera", "start", *_PATTERNS)
+_OFF = (None, False, 0.0, "none", (), {})
 Adapter = Annotated[Path, typer.Argument(help="An adapter folder.")]
 
 
@@ -32,14 +38,15 @@ def list_(
         return
     rows = [
         (
-            each.folder, _range(each.ranks), ", ".join(each.targets), each.base,
+            each.folder, each.kind, _range(each.ranks), ", ".join(each.targets), each.base,
             to_readable_bytes(each.num_bytes), ", ".join(each.parents) or "-",
         )
         for each in found
         if each.problem is None
     ]  # fmt: skip
-    columns = ("adapter", "rank", "targets", "base", "size", "parents")
-    print_table(f"{len(found)} adapters below {folder}", columns, rows)
+    columns = ("adapter", "kind", "rank", "targets", "base", "size", "parents")
+    words = ("kind", "targets", "base", "parents")
+    print_table(f"{len(rows)} adapters below {folder}", columns, rows, words=words)
     for each in found:
         if each.problem:
             print_error(each.problem)
@@ -56,17 +63,20 @@ def show(adapter: Adapter, as_json: AsJson = False) -> None:
     if as_json:
         print_json(asdict(shown))
         return
-    settings = {k: v for k, v in shown.settings.items() if k != "targets" and v not in ((), {})}
+    settings = {k: v for k, v in shown.settings.items() if k not in _TOLD and v not in _OFF}
+    settings |= {k: f"of {len(shown.settings[k])} modules" for k in _PATTERNS if shown.settings[k]}
     verified = (
         "right, by lorakeet.json" if shown.is_verified else "none recorded (no lorakeet.json)"
     )
+    told = {k: v for k, v in shown.lineage.items() if k not in ("base", "parents") and v}
     facts = {
         "base": shown.base,
+        "kind": shown.kind,
         "parameters": f"{shown.num_parameters:,}",
         **settings,
         "hashes": verified,
-        **{file: digest[:16] for file, digest in shown.digests.items()},
-        **{key: value for key, value in shown.lineage.items() if key not in ("base", "parents")},
+        **shown.digests,
+        **told,
     }
     CONSOLE.print(str(adapter), style="bold", markup=False)
     for key, value in facts.items():
@@ -78,12 +88,14 @@ def show(adapter: Adapter, as_json: AsJson = False) -> None:
     rows = [
         (short[m], each["rank"], f"{each['in']} > {each['out']}", f"{each['scale']:.3g}",
          f"{each['norm']:.4g}")
-        for m, each in shown.layers.items()
+        for m, each in _in_order(shown.layers)
     ]  # fmt: skip
     columns = ("layer", "rank", "in > out", "scale", "norm of s B A")
     print_table(f"{len(rows)} layers{prefix}", columns, rows)
-    for name in shown.others:
-        CONSOLE.print(f"  also holds {name}")
+    others = Counter(_to_alike(n.removeprefix("base_model.model.")) for n in shown.others)
+    for name, count in others.items():
+        times = f", {count} times" if count > 1 else ""
+        CONSOLE.print(f"  also holds {name}{times}", markup=False)
     for note in shown.notes:
         CONSOLE.print(f"  note: {note}; norms are those of s B A alone")
 
@@ -104,7 +116,7 @@ def diff(
         print_json({"whole": asdict(whole), "layers": {m: asdict(d) for m, d in layers.items()}})
         return
     prefix, short = _shorten(layers)
-    rows = [(short[module], *_to_cells(each)) for module, each in layers.items()]
+    rows = [(short[module], *_to_cells(each)) for module, each in _in_order(layers)]
     columns = ("layer", "norm 1", "norm 2", "distance", "cosine", "input", "output")
     title = f"1: {one}   2: {other}   {len(rows)} layers{prefix}"
     print_table(title, columns, [*rows, ("all", *_to_cells(whole))])
@@ -141,7 +153,7 @@ def combine(
         print_json({module: asdict(layer) for module, layer in layers.items()})
         return
     prefix, short = _shorten(layers)
-    rows = [(short[m], r.rank, f"{r.norm:.4g}", f"{r.error:.2e}") for m, r in layers.items()]
+    rows = [(short[m], r.rank, f"{r.norm:.4g}", f"{r.error:.2e}") for m, r in _in_order(layers)]
     print_table(f"{len(rows)} layers{prefix}", ("layer", "rank", "norm of sum", "error"), rows)
     CONSOLE.print("error: distance from the weighted sum, as a share of its norm", style="dim")
     print_done(f"{out} holds the combination ({kind}) with its parents in lorakeet.json")
@@ -174,7 +186,7 @@ def targets(
         return
     groups: dict[tuple[str, int, int], list[int]] = {}
     for each in found:
-        alike = ".".join("*" if part.isdigit() else part for part in each.module.split("."))
+        alike = _to_alike(each.module)
         groups.setdefault((alike, each.num_in, each.num_out), []).append(each.parameters)
     rows = [
         (alike, len(counts), f"{num_in} > {num_out}", f"{sum(counts):,}")
@@ -183,6 +195,20 @@ def targets(
     title = f"{', '.join(names)} on {base}, rank {rank}"
     print_table(title, ("modules", "number", "in > out", "parameters"), rows)
     CONSOLE.print(f"  {len(found)} modules, {to_readable_count(total)} parameters ({total:,})")
+
+
+def _to_alike(name: str) -> str:
+    """A name with ``*`` for its numbers."""
+    return ".".join("*" if part.isdigit() else part for part in name.split("."))
+
+
+def _in_order(layers: Mapping[str, Any]) -> list[tuple[str, Any]]:
+    """Layers by number, so that 2 comes before 10."""
+
+    def place(item: tuple[str, Any]) -> list[tuple[int, str]]:
+        return [(int(part) if part.isdigit() else -1, part) for part in item[0].split(".")]
+
+    return sorted(layers.items(), key=place)
 
 
 def _to_weights(words: list[str]) -> dict[str | Path, float]:
@@ -233,6 +259,8 @@ def _to_words(value: Any) -> str:
     """A value of a lineage in one line."""
     if isinstance(value, dict):
         return ", ".join(f"{key} {_to_words(own)}" for key, own in value.items())
+    if isinstance(value, str) and re.fullmatch(r"[0-9a-f]{64}", value):
+        return value[:16]  # enough to compare with the eyes
     return ", ".join(map(_to_words, value)) if isinstance(value, (list, tuple)) else str(value)
 
 

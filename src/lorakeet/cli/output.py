@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterable, Sequence
-from typing import Any
+from typing import Any, Literal
 
 from rich.console import Console
 from rich.markup import escape
@@ -19,14 +19,21 @@ def print_json(value: Any) -> None:
     print(json.dumps(value, ensure_ascii=False, indent=2))
 
 
-def print_table(title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]]) -> None:
-    """A table whose first column is words and whose others are figures."""
+def print_table(
+    title: str, columns: Sequence[str], rows: Iterable[Sequence[Any]], *, words: Sequence[str] = ()
+) -> None:
+    """A table whose first column, and those named in ``words``, are words, the others figures."""
     table = Table(title=title, title_justify="left", title_style="bold", header_style="dim")
     for number, column in enumerate(columns):
-        table.add_column(column, justify="left" if number == 0 else "right", overflow="fold")
+        table.add_column(column, justify=_side(number, column, words), overflow="fold")
     for row in rows:
         table.add_row(*(escape(str(cell)) for cell in row))
     CONSOLE.print(table)
+
+
+def _side(number: int, column: str, words: Sequence[str]) -> Literal["left", "right"]:
+    """Words begin at the left, figures end at the right."""
+    return "left" if number == 0 or column in words else "right"
 
 
 def print_error(message: str) -> None:
