@@ -66,10 +66,21 @@ def attach(
         RequestError: the name is taken or malformed, an adapter is merged, nothing
             matches, or a rank is too large; the model is then unchanged.
     """
+    targets = find_targets(model, settings)
+    return attach_to(model, settings, targets, name=name, seed=seed)
+
+
+def find_targets(model: nn.Module, settings: Lora) -> list[str]:
+    """The modules that ``attach`` would adapt; a model on torch's meta device will do.
+
+    Raises:
+        RequestError: as ``attach``, for whatever names and sizes tell.
+    """
     targets = select_targets(model, settings)
     check_layers(settings, targets)
     check_ranks(model, settings, targets)
-    return attach_to(model, settings, targets, name=name, seed=seed)
+    select_saved(model, settings, targets)
+    return targets
 
 
 def attach_to(

@@ -90,9 +90,10 @@ def check_layers(settings: Lora, targets: list[str]) -> None:
         RequestError: some have none, as beyond the model's last layer.
     """
     found = {layer_of(path, settings.layers_pattern) for path in targets}
-    if lost := [str(number) for number in settings.layers if number not in found]:
+    if lost := [number for number in settings.layers if number not in found]:
+        told = f"{lost[0]} to {lost[-1]}" if len(lost) > 3 else ", ".join(map(str, lost))
         raise RequestError(
-            f"layers {', '.join(lost)}: no target lies there; the highest layer with one is "
+            f"layers {told}: no target lies there; the highest layer with one is "
             f"{max(found)}. Layers are counted from 0."
         )
 

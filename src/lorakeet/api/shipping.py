@@ -20,7 +20,7 @@ def export_merged(
     *,
     dtype: str | None = None,
     proof: str = "answers",
-    into: str = "full",
+    into: str | None = None,
     other_base: bool = False,
 ) -> Any:
     """Merges a run's adapter into its base and proves the result from disk.
@@ -31,7 +31,8 @@ def export_merged(
         proof: ``answers`` loads the model to compare what it says; ``tensors`` holds one
             tensor at a time and compares the written tensors only.
         into: of a base that was trained in few bits: ``full`` takes its own weights and tells
-            the drift, ``dequantised`` the rounded ones that training saw.
+            the drift, ``dequantised`` the rounded ones that training saw; None is ``full``, or
+            ``dequantised`` where the adapter began on the rounding error (LoftQ).
         other_base: takes a base with other weights than the adapter was trained on.
 
     Returns:
@@ -41,6 +42,7 @@ def export_merged(
         MismatchError: the reloaded model answers differently; ``out`` is not kept.
     """
     from lorakeet.export.merged import MergeOrder, write_merged
+    from lorakeet.models.trained_form import starts_on_error
 
     folder = RunFolder(Path(run))
     recipe = recipe_of_run(folder)
@@ -49,6 +51,8 @@ def export_merged(
             f"{run}: full fine-tuning leaves a whole model in {folder.model}; there is nothing "
             "to merge."
         )
+    if into is None:
+        into = "dequantised" if starts_on_error(folder.adapter) else "full"
     order = MergeOrder(
         base=recipe.base, adapter_folder=folder.adapter, dtype=dtype, proof=proof,
         trained_on=recipe.quantization, into=into, other_base=other_base,

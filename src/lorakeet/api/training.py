@@ -149,8 +149,10 @@ def _train_in(
     """All stages of a training run, new or resumed."""
     from lorakeet.data.prepare import prepare_data
     from lorakeet.models.load import read_tokenizer, resolve_base
+    from lorakeet.models.methods import check_method
 
     base_folder = resolve_base(recipe.base)
+    check_method(recipe)
     with stage(emit, "data"):
         tokenizer = read_tokenizer(recipe.base)
         data = prepare_data(recipe, tokenizer, run.data, emit)

@@ -127,7 +127,7 @@ class MethodSettings(Section):
                 )
         if self.vera:
             others = [key for key in _NOT_IN_VERA if _is_set(self, key)]
-            others += ["alpha"] if "alpha" in self.model_fields_set else []
+            others += ["alpha"] if self.alpha != type(self).model_fields["alpha"].default else []
             problems += [f"vera shares one A and B, so {key} cannot be set" for key in others]
         if self.kind == "full":
             problems += [f"{key} needs kind: lora" for key in _LORA_ONLY if _is_set(self, key)]

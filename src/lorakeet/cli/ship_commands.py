@@ -33,8 +33,9 @@ def merge(
         str, typer.Option(help="answers, or tensors for models larger than memory.")
     ] = "answers",
     into: Annotated[
-        str, typer.Option(help="full, or dequantised: the rounded weights that training saw.")
-    ] = "full",
+        str | None,
+        typer.Option(help="full, or dequantised: the rounded weights that training saw."),
+    ] = None,
     other_base: OtherBase = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
 ) -> None:
@@ -49,6 +50,11 @@ def merge(
         return
     for name, figure in found.figures.items():
         CONSOLE.print(f"  {name}: {figure}")
+    if found.figures.get("head_untied"):
+        CONSOLE.print(
+            "  note: the base keeps embedding and head in one weight; the adapter changes one of "
+            "the two, so the merged model has both (tie_word_embeddings: false)"
+        )
     holds = "answers like base + adapter, reloaded from disk in a fresh process"
     print_done(f"{out} {holds if proof == 'answers' else 'holds the merged tensors, bit for bit'}")
 

@@ -127,7 +127,7 @@ def write_merged(
         written = _write_files(order, folder)
         if after_write:
             after_write(folder)
-        proof = verify_merged(written)
+        proof = verify_merged(written, base_folder=resolve_base(order.base))
         if order.form != order.trained_on and written.expected is not None:
             drift = measure_drift(order.base, order.adapter_folder, order.trained_on, written)
             proof = replace(proof, figures=proof.figures | drift)

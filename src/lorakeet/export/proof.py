@@ -9,6 +9,7 @@ from typing import Any
 
 import torch
 
+from lorakeet.adapters.targets import ends_with
 from lorakeet.export.compare import TOLERANCES, compare_outputs, find_problems
 from lorakeet.export.fresh import (
     FreshRequest,
@@ -17,6 +18,9 @@ from lorakeet.export.fresh import (
     run_fresh,
     sha256_stored_tensors,
 )
+from lorakeet.models.weight_files import find_tensors
+
+HEAD = "lm_head.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,8 +60,11 @@ class Written:
     hashes: dict[str, str]
 
 
-def verify_merged(written: Written) -> MergeProof:
+def verify_merged(written: Written, *, base_folder: Path | None = None) -> MergeProof:
     """Compares files with what they must answer, in a process that sees only the files.
+
+    Args:
+        base_folder: tells whether the head got a weight of its own, the figure ``head_untied``.
 
     Raises:
         MachineError: the child was killed or did not end within an hour.
@@ -84,6 +91,9 @@ def verify_merged(written: Written) -> MergeProof:
             problems.append(
                 f"{len(changed)} tensors on disk are not those in memory, such as {changed[0]}"
             )
+    if base_folder and HEAD in written.digests:
+        names = find_tensors(base_folder)
+        figures["head_untied"] = not any(ends_with(name, HEAD) for name in names)
     return MergeProof(
         passed=not problems,
         dtype=str(written.dtype).removeprefix("torch."),

@@ -23,7 +23,7 @@ from lorakeet.base.errors import DataError, LorakeetError, RequestError
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.run_folder import read_json, sha256_file, sha256_folder, write_json
 from lorakeet.models.load import resolve_base
-from lorakeet.models.trained_form import START, read_trained_form
+from lorakeet.models.trained_form import read_trained_form, starts_on_error
 
 KEY, OLD_KEY = "base_weights_sha256", "base_sha256"
 REMEMBERED_BYTES = 64 * 1024**2  # smaller files are hashed again in a tenth of a second
@@ -83,18 +83,22 @@ def check_form(adapter: Path, held: QuantizationSettings) -> None:
     Raises:
         RequestError: it began on the rounding error of other bits.
     """
-    lineage = read_lineage(adapter)
     trained = read_trained_form([adapter])
-    if (
-        lineage.get(START) == "loftq"
-        and held.model_copy(update={"cache": trained.cache}) != trained
-    ):
+    if starts_on_error(adapter) and held.model_copy(update={"cache": trained.cache}) != trained:
         raise RequestError(
-            f"{adapter}: this adapter began on the rounding error of a base in {trained.kind} "
-            f"(LoftQ), and the base is held in {held.kind}, where its repair would be an error. "
-            "Hold the base as in training: leave --quantization out, serve it without adapters "
-            "of other bits, merge with --into dequantised."
+            f"{adapter}: this adapter began on the rounding error of a base {_to_words(trained)} "
+            f"(LoftQ), and the base is held {_to_words(held)}, where its repair would be an error. "
+            "Hold the base as in training: the same quantization in a recipe, no --quantization "
+            "and no adapters of other bits when serving, --into dequantised when merging."
         )
+
+
+def _to_words(form: QuantizationSettings) -> str:
+    """How a base is held, in a sentence."""
+    if not form.is_on:
+        return "in full"
+    blocks = "" if form.kind == "int8" else f" (blocks of {form.block_size})"
+    return f"in {form.kind}{blocks}"
 
 
 def _hash_file(path: Path) -> str:

@@ -14,14 +14,16 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
-from lorakeet.adapters.attach import attach, report_of
+from lorakeet.adapters.attach import attach, find_targets, report_of
 from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
 from lorakeet.adapters.settings import LOFTQ, AdaLora, Lora
 from lorakeet.adapters.targets import HEAD_NAMES, is_inside
 from lorakeet.base.errors import FileFormatError
 from lorakeet.base.method_settings import MethodSettings
+from lorakeet.base.recipe import Recipe
 from lorakeet.base.run_folder import sha256_file, write_json
+from lorakeet.models.load import build_without_weights
 from lorakeet.models.loftq import start_on_errors
 from lorakeet.models.quiet import no_bars
 
@@ -73,6 +75,19 @@ def apply_method(
     if settings.start == LOFTQ and base is not None:
         start_on_errors(model, base, task=task, seed=seed)
     return report
+
+
+def check_method(recipe: Recipe) -> None:
+    """Passes a recipe whose targets and ranks fit its base, told by config.json alone.
+
+    So a wrong name is told in a second, and not after a large base has been loaded.
+
+    Raises:
+        RequestError: as ``apply_method``.
+    """
+    if recipe.method.kind == "lora" and recipe.method.adapter is None:
+        model = build_without_weights(recipe.base, task=recipe.task)
+        find_targets(model, to_lora(recipe.method, model, task=recipe.task))
 
 
 def write_trained(

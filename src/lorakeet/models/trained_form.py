@@ -40,6 +40,11 @@ def read_trained_form(folders: Iterable[Path]) -> QuantizationSettings:
     return forms.pop() if len(forms) == 1 else QuantizationSettings()
 
 
+def starts_on_error(folder: Path) -> bool:
+    """Whether an adapter began on the rounding error of its base (``models.loftq``)."""
+    return read_lineage(folder).get(START) == "loftq"
+
+
 def _read_form(folder: Path) -> QuantizationSettings:
     content: Mapping[str, Any] = read_lineage(folder).get(KEY) or {}
     try:
