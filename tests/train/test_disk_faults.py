@@ -21,8 +21,9 @@ from lorakeet.api.training import resume, train
 from lorakeet.base.errors import InterruptedRun, LorakeetError, RequestError
 from lorakeet.base.run_folder import RunFolder
 from lorakeet.train.checkpoint import read_newest_checkpoint, write_checkpoint
+from tests.killed_runs import in_child, wait_for, write_work
 from tests.train.runs import Listener
-from tests.train.test_kill import KillBench, digest_of, in_child, make_state, wait_for, watch_writes
+from tests.train.test_kill import KillBench, digest_of, make_state, watch_writes
 
 pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 QUICK_PLACES, SLOW_PLACES = (0.0, 0.45, 0.9), 12
@@ -57,7 +58,8 @@ class FaultBench(KillBench):
     """Runs beside an undisturbed one, each on a disk that fails from some operation on."""
 
     def __init__(self, folder):
-        super().__init__(folder)
+        write_work(folder)
+        super().__init__(folder, folder / "runs")
         place = folder / "count"
 
         def count():

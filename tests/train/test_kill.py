@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lorakeet.api.training import resume, train
-from lorakeet.base.run_folder import RunFolder
+from lorakeet.base.run_folder import RunFolder, sha256_file
 from lorakeet.train.checkpoint import Checkpoint, read_newest_checkpoint, write_checkpoint
 from tests.killed_runs import GOOD, KillTrials, in_child, recipe_of, wait_for, write_work
 from tests.train.runs import Listener
@@ -24,23 +24,31 @@ pytestmark = pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork and 
 QUICK_TRIALS, SLOW_TRIALS, MAX_TRIALS, WORKERS = 2, 12, 200, 4
 
 
-def make_bench(work, folder):
+def digest_of(run):
+    return sha256_file(adapter_of(run))
+
+
+def adapter_of(run):
+    return RunFolder(run).adapter / "adapter_model.safetensors"
+
+
+class KillBench(KillTrials):
     """Trials in a folder, of Lorakeet's runs over the work."""
 
-    def begin_or_go_on(run):
-        has_run = RunFolder(run).events.exists()
-        resume(run) if has_run else train(recipe_of(work), run)
+    def __init__(self, work, folder):
+        self.recipe = recipe_of(work)
+        super().__init__(folder, self.begin_or_go_on, adapter_of)
 
-    return KillTrials(
-        folder, begin_or_go_on, lambda run: RunFolder(run).adapter / "adapter_model.safetensors"
-    )
+    def begin_or_go_on(self, run):
+        has_run = RunFolder(run).events.exists()
+        resume(run) if has_run else train(self.recipe, run)
 
 
 @pytest.fixture(scope="module")
 def bench(tmp_path_factory):
     work = tmp_path_factory.mktemp("kill")
     write_work(work)
-    return make_bench(work, work / "runs")
+    return KillBench(work, work / "runs")
 
 
 def is_good(bench, trial):
@@ -59,7 +67,7 @@ def test_a_killed_run_ends_with_the_same_bytes(trial, bench):
 
 def count_failed(work, folder, digest, trials):
     """The part of one worker, whose undisturbed run tells its speed beside the others."""
-    bench = make_bench(work, folder)
+    bench = KillBench(work, folder)
     failed = [trial for trial in trials if not is_good(bench, trial)]
     (folder / "failed").write_text(str(failed))
     return len(failed) if bench.digest == digest else len(trials)
