@@ -86,3 +86,15 @@ def test_the_plan_tells_what_samples_share_and_counts_it_once(tmp_path):
     saved = shares[0]["saved_fraction"]
     assert 0.5 < saved < 1 and shares[0]["speed_up"] == pytest.approx(1 / (1 - saved))
     assert [event["saved_fraction"] for event in told] == [saved, 0.0]
+
+
+@pytest.mark.parametrize(("layers", "is_on"), [((2, 3), True), (None, False)])
+def test_plan_json_says_what_keeping_the_frozen_layers_answers_costs(prepare, layers, is_on):
+    recipe, folder, data = prepare(method={"layers": layers})
+    make_run_plan(recipe, resolve_base("starter"), folder, lambda *a, **k: None, data)
+    found = read_json(folder.plan)["frozen_cache"]
+    facts = read_model_facts(resolve_base("starter"))
+    assert found["is_on"] is is_on and found["reason"].startswith("On" if is_on else "Off")
+    if is_on:
+        assert found["num_bytes"] % (data.train.lengths.sum() * facts.hidden) == 0
+        assert found["speed_up"] > 1.05

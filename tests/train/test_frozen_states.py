@@ -54,19 +54,18 @@ def test_the_adapter_is_the_same_with_and_without(tmp_path, kind, dropout):
     found, heard, _ = trained(tmp_path / "on", "auto", kind=kind, dropout=dropout)
     (decision,) = heard.all("frozen_cache")
     assert decision["is_on"] and decision["num_layers"] == 2 and not plain.all("frozen_cache")
-    kept = (tmp_path / "on" / "cache" / "frozen" / "states.bin").stat().st_size
-    assert 0 < kept <= decision["num_bytes"]
+    (used,) = heard.all("frozen_states")
+    assert used["num_taken"] > 0 and 0 < used["num_bytes"] <= decision["num_bytes"]
     assert found == expected
+    assert not (tmp_path / "on" / "cache" / "frozen").exists()  # nothing reads it again
 
 
 def test_a_resumed_run_takes_up_what_was_kept(tmp_path):
     expected, *_ = trained(tmp_path / "off", "off")
     _, _, stopped = trained(tmp_path / "on", stop_at=4)
-    states = tmp_path / "on" / "cache" / "frozen" / "states.bin"
-    before = states.stat().st_mtime_ns
-    found, heard, _ = trained(tmp_path / "on", resume=True)
+    found, heard, result = trained(tmp_path / "on", resume=True)
     assert stopped.interrupted and found == expected and codes(heard) == []
-    assert states.stat().st_mtime_ns == before  # all rows were seen before, so none was added
+    assert heard.all("frozen_states")[0]["num_taken"] == 8 * (result.steps - 4)
 
 
 @pytest.mark.parametrize("name", ["states.bin", "index.bin"])

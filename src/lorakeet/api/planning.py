@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
@@ -144,6 +145,7 @@ def make_run_plan(
     known = describe_data(recipe, data, saved_fraction=saved)
     made = make_plan(recipe, base_folder, data=known)
     shared = {"shared_prefixes": {"saved_fraction": saved, "speed_up": 1 / (1 - saved)}}
+    shared |= {"frozen_cache": describe_frozen_cache(recipe, base_folder, run.path, data)}
     content = made.to_dict() | shared
     write_json(run.plan, content)
     asked = next(m for m in content["methods"] if m["kind"] == kind_of(recipe))
@@ -187,6 +189,33 @@ def estimate_saved_fraction(recipe: Recipe, rows: Any) -> float:
     return measure_saved_fraction(
         rows, order, AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked
     )
+
+
+def describe_frozen_cache(
+    recipe: Recipe, base_folder: Path, folder: Path, data: Any
+) -> dict[str, Any]:
+    """Whether the answers of the layers below ``method.layers`` will be kept, and their cost.
+
+    What only the loaded model shows, such as dropout of its own, the event ``frozen_cache``
+    of the run tells.
+
+    Args:
+        folder: of the run, on whose disk they lie.
+    """
+    from lorakeet.plan.frozen_cache import FrozenCase, plan_frozen_cache
+    from lorakeet.plan.hardware import read_training_hardware
+    from lorakeet.plan.model_facts import read_model_facts
+
+    first, rows = (recipe.method.layers or (0, 0))[0], data.train
+    facts = read_model_facts(base_folder) if first else None
+    is_auto = recipe.train.cache_frozen_layers == "auto"
+    width = 2 if read_training_hardware().gpus else 4
+    return plan_frozen_cache(recipe, FrozenCase(
+        num_frozen=first, num_layers=facts.layers if facts else 1, num_rows=len(rows),
+        num_tokens=int(rows.lengths.sum()), token_bytes=width * facts.hidden if facts else 0,
+        free_bytes=shutil.disk_usage(folder).free,
+        saved_fraction=estimate_saved_fraction(recipe, rows) if first and is_auto else 0.0,
+    )).to_dict()  # fmt: skip
 
 
 def count_run_tokens(recipe: Recipe, lengths: Sequence[int]) -> int:

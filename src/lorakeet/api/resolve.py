@@ -67,10 +67,17 @@ def read_machine() -> dict[str, Any]:
     }  # fmt: skip
 
 
-def write_resolved(run: RunFolder, recipe: Recipe, *, base_folder: Path, data: dict) -> None:
-    """Records every decided value, the versions and the hashes of base and data."""
+def write_resolved(
+    run: RunFolder, recipe: Recipe, *, base_folder: Path, data: dict, decided: Mapping[str, Any]
+) -> None:
+    """Records every decided value, the versions and the hashes of base and data.
+
+    Args:
+        decided: what follows from recipe, data and machine together.
+    """
     content = {
         "recipe": recipe_to_dict(recipe),
+        "decided": dict(decided),
         "versions": read_installed_versions(),
         "machine": read_machine(),
         "hashes": {"base": sha256_folder(base_folder), "data": data, **describe_parent(recipe)},

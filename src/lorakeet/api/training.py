@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakeet.api.continuing import check_parent
-from lorakeet.api.planning import make_run_plan
+from lorakeet.api.planning import describe_frozen_cache, make_run_plan
 from lorakeet.api.resolve import (
     RecipeLike,
     describe_other_data,
@@ -157,9 +157,11 @@ def _train_in(
         tokenizer = read_tokenizer(recipe.base)
         data = prepare_data(recipe, tokenizer, run.data, emit)
     if not (is_resumed and run.resolved.is_file()):
+        kept = describe_frozen_cache(recipe, base_folder, run.path, data)
         write_resolved(
-            run, recipe, base_folder=base_folder, data=data.report.get("fingerprint", {})
-        )
+            run, recipe, base_folder=base_folder, data=data.report.get("fingerprint", {}),
+            decided={"frozen_cache": kept},
+        )  # fmt: skip
     elif told := describe_other_data(run, data.report.get("fingerprint", {})):
         emit("alarm", code="other-data", step=0, message=told)
     check_parent(recipe, tuple(data.label_names))

@@ -83,6 +83,10 @@ class RunConsole:
         packing += _tell_shared(fields)
         self._line(f"  path: {packing}; fast units: {units or 'none'}")
 
+    def _show_frozen_cache(self, fields: dict[str, Any]) -> None:
+        if fields["is_on"]:
+            self._line(f"  frozen layers: {fields['reason']}")
+
     def _show_step(self, fields: dict[str, Any]) -> None:
         step, total = fields["step"], fields["num_steps"]
         figures = (

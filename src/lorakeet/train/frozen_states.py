@@ -76,6 +76,11 @@ class FrozenStates:
             yield
         self._keep(keys, samples, seen[0][0])
 
+    def remove(self) -> int:
+        """Takes the files away, as after the last step nothing reads them; the bytes kept."""
+        shutil.rmtree(self.folder, ignore_errors=True)
+        return self._used_bytes
+
     def _open(self, key: dict[str, object]) -> None:
         """Takes up what an earlier process kept, if it kept it of the same base."""
         path = self.folder / "key.json"

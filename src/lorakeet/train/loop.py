@@ -239,6 +239,9 @@ class TrainLoop:
         if self.best and self.tracker.best_step != self.step:
             restore_state(self.job.model, self.best)
         self.job.model.eval()
+        if self.runner.frozen is not None:
+            frozen = self.runner.frozen
+            self.emit("frozen_states", num_taken=frozen.num_taken, num_bytes=frozen.remove())
         if self.allocator:
             self.emit("ranks", step=self.step, ranks=self.allocator.ranks())
 
