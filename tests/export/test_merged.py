@@ -146,7 +146,9 @@ def test_bfloat16_is_held_to_its_own_stated_limits(base, adapter, tmp_path):
 @pytest.mark.parametrize("targets", [pytest.param("all-linear", marks=SLOW), ("q_proj", "lm_head")])
 def test_tied_embeddings_survive_a_merge(tied_base, tmp_path, targets):
     build_adapter(tied_base, tmp_path / "adapter", targets=targets)
-    assert write_merged(order(tied_base, tmp_path / "adapter"), tmp_path / "out").passed
+    proof = write_merged(order(tied_base, tmp_path / "adapter"), tmp_path / "out")
+    assert proof.passed
+    assert proof.figures.get("head_untied", False) == ("lm_head" in targets)
 
 
 def test_an_existing_folder_and_an_unknown_dtype_are_refused(base, adapter, tmp_path):

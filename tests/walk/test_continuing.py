@@ -13,7 +13,7 @@ from lorakeet.api.evaluation import evaluate
 from lorakeet.api.rerun import find_changed_inputs
 from lorakeet.api.resolve import read_resolved, to_recipe
 from lorakeet.api.training import train
-from lorakeet.base.errors import DataError, RecipeError
+from lorakeet.base.errors import DataError, RecipeError, RequestError
 from lorakeet.base.recipe_file import recipe_from_dict, to_yaml
 from lorakeet.base.run_folder import RunFolder, read_json, sha256_file
 from lorakeet.cli.app import APP
@@ -115,5 +115,36 @@ def test_an_adapter_of_another_base_is_refused(parent, tmp_path):
     try:
         with pytest.raises(DataError, match="trained on starter.*other weights"):
             train(make_recipe(tmp_path, "well", adapter=str(parent)), tmp_path / "run")
+        with pytest.raises(DataError, match="other weights.*--other-base"):
+            evaluate(parent)
     finally:
         lineage.write_text(kept)
+
+
+def test_training_goes_on_in_few_bits_and_a_repair_of_bits_stays_in_them(parent, tmp_path):
+    alarms = []
+
+    def hear(kind, **fields):
+        alarms.extend([fields["code"]] if kind == "alarm" else [])
+
+    few = {"quantization": {"kind": "nf4"}}
+    train(
+        {**make_recipe(tmp_path, "well", adapter=str(parent)), **few}, tmp_path / "few", emit=hear
+    )
+    assert (
+        read_json(tmp_path / "few" / "adapter" / "lorakeet.json")["quantization"]["kind"] == "nf4"
+    )
+    first = {**make_recipe(tmp_path, "mill", start="loftq", rank=3, targets="q_proj"), **few}
+    train(first, tmp_path / "repair", emit=hear)
+    further = make_recipe(tmp_path, "well", adapter=str(tmp_path / "repair"))
+    train({**further, **few}, tmp_path / "more", emit=hear)
+    assert read_json(tmp_path / "more" / "adapter" / "lorakeet.json")["start"] == "loftq"
+    with pytest.raises(RequestError, match="LoftQ.*held in full"):
+        train(further, tmp_path / "full")
+    assert "unlike-base" not in alarms
+
+
+def test_targets_that_do_not_fit_the_base_are_told_before_anything_is_read(tmp_path):
+    with pytest.raises(RequestError, match="rank 5000 is larger than this"):
+        train(make_recipe(tmp_path, "well", rank=5000), tmp_path / "run")
+    assert not (tmp_path / "run" / "data").exists()

@@ -17,13 +17,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
-
-if TYPE_CHECKING:
-    from lorakeet.adapters.layer import LoraLayer
 
 START_D = 0.1  # the paper's d_init, and PEFT's
 FILE_NAMES = ("base_model.vera_A", "base_model.vera_B")
@@ -44,8 +41,8 @@ def draw_projections(seed: int, r: int, num_in: int, num_out: int) -> tuple[Tens
     return A, B
 
 
-def share_projections(layers: Sequence[LoraLayer], name: str, seed: int) -> None:
-    """Gives the layers of an adapter one A and one B, as large as the largest needs."""
+def share_projections(layers: Sequence[Any], name: str, seed: int) -> None:
+    """Gives the ``LoraLayer`` of an adapter one A and one B, as large as the largest needs."""
     sizes = [layer.sizes for layer in layers]
     num_in, num_out = (max(own) for own in zip(*sizes, strict=True))
     drawn = draw_projections(seed, layers[0].ranks[name], num_in, num_out)
@@ -54,13 +51,13 @@ def share_projections(layers: Sequence[LoraLayer], name: str, seed: int) -> None
         layer.vera_A[name], layer.vera_B[name] = A, B
 
 
-def start_vectors(layer: LoraLayer, name: str, r: int, num_out: int) -> None:
+def start_vectors(layer: Any, name: str, r: int, num_out: int) -> None:
     """d and b of a new adapter, float32."""
     layer.vera_lambda_d[name] = nn.Parameter(torch.full((r,), START_D, device=layer.device))
     layer.vera_lambda_b[name] = nn.Parameter(torch.zeros(num_out, device=layer.device))
 
 
-def scaled_projections(layer: LoraLayer, name: str) -> tuple[Tensor, Tensor]:
+def scaled_projections(layer: Any, name: str) -> tuple[Tensor, Tensor]:
     """(diag(d) A [r, in], diag(b) B [out, r]) of a layer."""
     num_in, num_out = layer.sizes
     A = layer.vera_A[name][:, :num_in] * layer.vera_lambda_d[name][:, None]

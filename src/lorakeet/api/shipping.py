@@ -4,14 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakeet.api.resolve import recipe_of_run
 from lorakeet.api.runs import record
 from lorakeet.base.errors import RequestError
 from lorakeet.base.events import EventLog
-from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from lorakeet.serve.engine import EngineLimits
 
 
 def export_merged(
@@ -70,16 +72,15 @@ def serve(
     host: str = "127.0.0.1",
     port: int = 8000,
     adapter_root: str | Path | None = None,
-    quantization: QuantizationSettings | None = None,
-    other_base: bool = False,
+    limits: EngineLimits | None = None,
 ) -> None:
     """Serves a base with its adapters over an OpenAI-compatible API until stopped.
 
     Args:
         adapters: name in the ``model`` field of a request -> adapter folder.
         adapter_root: adapters below this folder may be loaded over HTTP; None for none.
-        quantization: in how many bits the base is held; None as the adapters were trained.
-        other_base: takes adapters that were trained on a base with other weights.
+        limits: ``serve.engine.EngineLimits``: what a request may use, the bits of the base (as
+            the adapters were trained if None), and whether another base is taken.
 
     Raises:
         MachineError: the port is in use.
@@ -91,5 +92,5 @@ def serve(
     run_server(
         base, folders, host=host, port=port,
         adapter_root=Path(adapter_root) if adapter_root else None,
-        limits=EngineLimits(quantization=quantization, other_base=other_base),
+        limits=limits or EngineLimits(),
     )  # fmt: skip

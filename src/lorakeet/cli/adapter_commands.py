@@ -39,7 +39,8 @@ def list_(
     rows = [
         (
             each.folder, each.kind, _range(each.ranks), ", ".join(each.targets), each.base,
-            to_readable_bytes(each.num_bytes), ", ".join(each.parents) or "-",
+            to_readable_bytes(each.num_bytes),
+            ", ".join(_within(parent, folder) for parent in each.parents) or "-",
         )
         for each in found
         if each.problem is None
@@ -92,7 +93,8 @@ def show(adapter: Adapter, as_json: AsJson = False) -> None:
     ]  # fmt: skip
     columns = ("layer", "rank", "in > out", "scale", "norm of s B A")
     print_table(f"{len(rows)} layers{prefix}", columns, rows)
-    others = Counter(_to_alike(n.removeprefix("base_model.model.")) for n in shown.others)
+    held = [n for n in shown.others if not n.endswith(".lora_magnitude_vector")]
+    others = Counter(_to_alike(name.removeprefix("base_model.model.")) for name in held)
     for name, count in others.items():
         times = f", {count} times" if count > 1 else ""
         CONSOLE.print(f"  also holds {name}{times}", markup=False)
@@ -195,6 +197,12 @@ def targets(
     title = f"{', '.join(names)} on {base}, rank {rank}"
     print_table(title, ("modules", "number", "in > out", "parameters"), rows)
     CONSOLE.print(f"  {len(found)} modules, {to_readable_count(total)} parameters ({total:,})")
+
+
+def _within(place: str, folder: Path) -> str:
+    """A path from a folder on, where it lies in it."""
+    inner = Path(place)
+    return str(inner.relative_to(folder)) if inner.is_relative_to(folder) else place
 
 
 def _to_alike(name: str) -> str:

@@ -72,13 +72,14 @@ def serve(
 ) -> None:
     """Serve one base with many adapters over an OpenAI-compatible API."""
     from lorakeet.api.shipping import serve as start
+    from lorakeet.serve.engine import EngineLimits
 
     folders = _to_folders(adapter)
     names = ", ".join(folders) or "no adapter"
     CONSOLE.print(f"serving {base} with {names} on http://{host}:{port}/v1 (Ctrl-C stops)")
     start(
         base, adapters=folders, host=host, port=port, adapter_root=adapter_root,
-        quantization=to_quantization(quantization), other_base=other_base,
+        limits=EngineLimits(quantization=to_quantization(quantization), other_base=other_base),
     )  # fmt: skip
 
 
