@@ -21,7 +21,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from lorakeet.adapters.attach import (
@@ -41,10 +41,10 @@ from lorakeet.adapters.plain import PREFIX, read_adalora
 from lorakeet.adapters.settings import Lora
 from lorakeet.adapters.targets import ends_with, is_inside, select_targets
 from lorakeet.adapters.vera import with_projections
+from lorakeet.adapters.weights import WEIGHTS, read_weights, weight_files
 from lorakeet.base.errors import FileFormatError, RequestError
 from lorakeet.base.run_folder import read_json, write_json
 
-WEIGHTS = "adapter_model.safetensors"
 _SHOWN = 5
 
 
@@ -118,7 +118,7 @@ def read_adapter(
         raise RequestError(f"the model already has an adapter '{name}'. Detach it first.")
     config = read_adapter_config(folder)
     _verify_hashes(folder)
-    tensors = _read_tensors(folder / WEIGHTS)
+    tensors = read_weights(folder)
     if config.get("peft_type") == "ADALORA":
         config, tensors = read_adalora(config, tensors)
     settings = from_peft_config(config, folder)
@@ -150,7 +150,7 @@ def read_adapter_config(folder: Path) -> dict[str, Any]:
             f"{folder}: there is no {CONFIG}, so this is no adapter. A run keeps its adapter in "
             "the folder 'adapter'."
         )
-    if not (folder / WEIGHTS).is_file():
+    if not weight_files(folder):
         pickles = [path.name for path in folder.glob("*.bin")] + [
             p.name for p in folder.glob("*.pt")
         ]
@@ -213,19 +213,12 @@ def _fill(model: nn.Module, name: str, tensors: Mapping[str, Tensor], folder: Pa
             wanted[key].copy_(tensors[key])
 
 
-def _read_tensors(path: Path) -> dict[str, Tensor]:
-    try:
-        return load_file(path)
-    except (SafetensorError, OSError, ValueError) as error:
-        raise FileFormatError(f"{path}: not a whole safetensors file ({error}).") from error
-
-
 def _verify_hashes(folder: Path) -> None:
     """Compares the bytes with the manifest, when there is one (PEFT writes none)."""
     content = read_json(folder / LINEAGE) if (folder / LINEAGE).is_file() else {}
     if not isinstance(content, dict):
         raise FileFormatError(f"{folder / LINEAGE}: this is no JSON object; take it from a copy.")
-    if wrong := find_changed(folder, content, (CONFIG, WEIGHTS)):
+    if wrong := find_changed(folder, content, (CONFIG, *weight_files(folder))):
         raise FileFormatError(f"{folder}: {'; '.join(wrong)}. Take the adapter from a copy.")
 
 

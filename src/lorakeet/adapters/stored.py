@@ -20,15 +20,16 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file, save_file
+from safetensors.torch import save_file
 from torch import Tensor
 
-from lorakeet.adapters.files import WEIGHTS, read_adapter_config
+from lorakeet.adapters.files import read_adapter_config
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
 from lorakeet.adapters.low_rank import LowRank
 from lorakeet.adapters.manifest import find_changed, write_manifest
 from lorakeet.adapters.peft_config import CONFIG, VERA, from_peft_config
 from lorakeet.adapters.settings import Lora
+from lorakeet.adapters.weights import WEIGHTS, read_weights, weight_files
 from lorakeet.base.errors import FileFormatError
 from lorakeet.base.run_folder import read_json, sha256_file, write_json
 
@@ -124,17 +125,18 @@ def read_stored(folder: str | Path) -> StoredAdapter:
         )
     settings = from_peft_config(config, folder)
     lineage = read_lineage(folder)
-    digests = {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)}
-    problems = find_changed(folder, lineage, (CONFIG, WEIGHTS))
+    files = (CONFIG, *weight_files(folder))
+    digests = {file: sha256_file(folder / file) for file in files}
+    problems = find_changed(folder, lineage, files)
     if config.get("target_parameters"):
         problems.append(
             "its factors belong to experts stacked in one parameter (target_parameters), which "
             "merging, serving and training take, and this does not"
         )
     try:
-        tensors = load_file(folder / WEIGHTS)
-    except (SafetensorError, OSError, ValueError) as error:
-        problems.append(f"{WEIGHTS} is not a whole safetensors file ({error})")
+        tensors = read_weights(folder)
+    except FileFormatError as error:
+        problems.append(str(error).rstrip("."))
         tensors = {}
     layers, others = _sort_tensors(tensors, settings, problems)
     if problems:

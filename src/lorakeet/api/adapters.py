@@ -205,9 +205,10 @@ def _to_kind(config: Mapping[str, Any]) -> str:
 
 def _to_line(folder: Path, name: str) -> ListedAdapter:
     """One adapter's line; one that cannot be read gets its reason."""
-    from lorakeet.adapters.files import WEIGHTS, read_adapter_config
+    from lorakeet.adapters.files import read_adapter_config
     from lorakeet.adapters.peft_config import from_peft_config
     from lorakeet.adapters.stored import read_lineage
+    from lorakeet.adapters.weights import weight_files
 
     try:
         config = read_adapter_config(folder)
@@ -223,6 +224,6 @@ def _to_line(folder: Path, name: str) -> ListedAdapter:
         ranks=tuple(sorted({settings.rank, *settings.rank_pattern.values()})),
         targets=tuple(dict.fromkeys(ends)),
         base=str(config.get("base_model_name_or_path")),
-        num_bytes=(folder / WEIGHTS).stat().st_size,
+        num_bytes=sum((folder / file).stat().st_size for file in weight_files(folder)),
         parents=tuple(str(parent.get("folder")) for parent in lineage.get("parents") or ()),
     )

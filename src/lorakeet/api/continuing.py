@@ -84,11 +84,11 @@ def describe_parent(recipe: Recipe) -> dict[str, Any]:
     """What the lineage says of a parent adapter; empty without one."""
     if recipe.method.adapter is None:
         return {}
-    from lorakeet.adapters.files import WEIGHTS
     from lorakeet.adapters.peft_config import CONFIG
+    from lorakeet.adapters.weights import weight_files
 
     folder = parent_folder(recipe.method.adapter)
-    hashes = {file: sha256_file(folder / file) for file in (CONFIG, WEIGHTS)}
+    hashes = {file: sha256_file(folder / file) for file in (CONFIG, *weight_files(folder))}
     return {"parents": [{"folder": str(folder), "sha256": hashes}]}
 
 

@@ -83,7 +83,7 @@ def show(adapter: Adapter, as_json: AsJson = False) -> None:
     for key, value in facts.items():
         CONSOLE.print(f"  {key}: {_to_words(value)}", markup=False)
     for parent in shown.lineage.get("parents") or ():
-        digest = parent["sha256"]["adapter_model.safetensors"][:16]
+        digest = max(parent["sha256"].items())[1][:16]  # of the weights, or of their last shard
         CONSOLE.print(f"  parent {parent['folder']} x {parent['weight']:g}, SHA-256 {digest}")
     prefix, short = _shorten(shown.layers)
     rows = [
