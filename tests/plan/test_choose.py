@@ -1,15 +1,18 @@
 """What fits and what is chosen, on machines and with recipes of every kind."""
 
 import json
+import re
 
 import pytest
 
 from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.recipe_file import recipe_from_dict
 from lorakeet.base.units import GIB
-from lorakeet.plan.choose import HEADROOM_FRACTION, SETTING, DataFacts, make_plan
+from lorakeet.plan.case import HEADROOM_FRACTION
+from lorakeet.plan.choose import DataFacts, make_plan
 from lorakeet.plan.hardware import Gpu, Hardware
 from lorakeet.plan.memory import KINDS, MemoryCase, estimate_memory
+from lorakeet.plan.remedies import SETTING
 from lorakeet.plan.trained import count_trained
 from tests.plan.configs import write_config
 
@@ -52,7 +55,7 @@ def test_lora_is_chosen_where_full_training_does_not_fit(plan_for):
     between = (wide["full"].memory.total + wide["lora"].memory.total) / 2 / HEADROOM_FRACTION
     plan = plan_for(between / GIB, method=FULL)
     assert plan.chosen == "lora"
-    assert plan.remedies == ("full does not fit; method.kind: lora does.",)
+    assert plan.remedies[-1] == "method.kind: lora fits as the rest stands."
 
 
 @pytest.mark.parametrize(("least", "next_one"), [("qlora", "lora-8bit"), ("lora-8bit", "lora")])
@@ -62,7 +65,7 @@ def test_fewer_bits_are_chosen_only_where_more_do_not_fit(plan_for, least, next_
     plan = plan_for(between / GIB)
     assert rows(plan)[least].fits and not rows(plan)[next_one].fits
     assert plan.chosen == least
-    assert plan.remedies == (f"lora does not fit; {SETTING[least]} does.",)
+    assert plan.remedies[-1] == f"{SETTING[least]} fits as the rest stands."
     assert all(method.is_trainable for method in plan.methods)
 
 
@@ -86,24 +89,30 @@ def test_fitting_is_nine_tenths_of_the_free_memory_and_only_then(plan_for, free_
     assert (plan.chosen is None) is not rows(plan)["qlora"].fits
 
 
-def test_fewer_tokens_are_offered_only_where_they_fit(plan_for):
-    def fits(free_gib, tokens):
-        plan = plan_for(free_gib, data={"train": "a.jsonl", "max_tokens": tokens},
-                        train={"micro_batch_tokens": tokens})  # fmt: skip
-        return rows(plan)["qlora"].fits
+OFFER = re.compile(
+    r"(\S+|quantization.kind: nf4) fits with (train.\S+)(?: and (data.\S+))? of (\d+)"
+)
 
-    free_gib = next(
-        free / 20
-        for free in range(10, 400)
-        if any("micro_batch_tokens" in text for text in plan_for(free / 20).remedies)
-    )
-    plan = plan_for(free_gib)
-    offer = next(text for text in plan.remedies if "micro_batch_tokens" in text)
-    tokens = int(offer.rstrip(".").rsplit(" ", 1)[1])
-    assert fits(free_gib, tokens) and not fits(free_gib, 2 * tokens)
-    lean = plan_for(free_gib / 3).remedies
-    assert not any("micro_batch_tokens" in text for text in lean)
-    assert any("a base of about" in text for text in lean)
+
+@pytest.mark.parametrize("free_gib", [1.1, 1.3, 1.6, 2.0, 2.4])
+def test_fewer_tokens_are_offered_only_where_they_fit(plan_for, free_gib):
+    def fits(kind, tokens):
+        plan = plan_for(free_gib, gpu=None, data={"train": "a.jsonl", "max_tokens": tokens},
+                        train={"micro_batch_tokens": tokens})  # fmt: skip
+        return rows(plan)[kind].fits
+
+    plan = plan_for(free_gib, gpu=None)
+    offers = [found for text in plan.remedies if (found := OFFER.search(text))]
+    assert offers or plan.chosen == "lora"
+    for offer in offers:
+        kind, tokens = "qlora" if "nf4" in offer[0] else "lora", int(offer[4])
+        assert fits(kind, tokens) and not fits(kind, 2 * tokens)
+        assert (offer[3] == "data.max_tokens") == (tokens < 1024)
+
+
+def test_where_the_libraries_alone_do_not_fit_no_smaller_base_is_named(plan_for):
+    assert "libraries alone take 600.00 MiB" in " ".join(plan_for(0.5).remedies)
+    assert "fits a base of about" in " ".join(plan_for(0.75).remedies)
 
 
 @pytest.mark.parametrize(("train", "max_tokens", "expected"), [

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -159,11 +159,20 @@ def make_run_plan(
         fits = need <= free
     emit("plan", chosen=content["chosen"], saved_fraction=saved)
     if not fits:
+        told = asked["why"]
+        if "measured" in content:
+            told = (f"took {to_readable_bytes(need)} in trial steps and {to_readable_bytes(free)} "
+                    "is free.")  # fmt: skip
         raise MachineError(
-            f"{kind_of(recipe)} on {recipe.base} needs about "
-            f"{to_readable_bytes(need)}: {asked['why']} "
-            + (" ".join(content["remedies"]) or "Choose a smaller base.")
+            f"{kind_of(recipe)} on {recipe.base} {told} "
+            + (" ".join(content["remedies"]) or _tell_knobs(content["knobs"]))
         )
+
+
+def _tell_knobs(knobs: Sequence[Mapping[str, Any]]) -> str:
+    """The changes that save most, for where the prediction fits and the trial does not."""
+    most = [f"{k['setting']} ({to_readable_bytes(k['saved_bytes'])})" for k in knobs[:3]]
+    return f"What saves most: {', '.join(most)}." if most else "Choose a smaller base."
 
 
 def estimate_saved_fraction(recipe: Recipe, rows: Any) -> float:

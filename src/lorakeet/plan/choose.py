@@ -7,31 +7,20 @@ from pathlib import Path
 from typing import Any
 
 from lorakeet.base.recipe import Recipe
-from lorakeet.base.units import to_readable_bytes, to_readable_count, to_readable_seconds
+from lorakeet.base.units import to_readable_bytes, to_readable_seconds
 from lorakeet.plan.advice import advise
+from lorakeet.plan.case import PlanCase
 from lorakeet.plan.hardware import Hardware, read_training_hardware
-from lorakeet.plan.knobs import MIN_TOKENS, Knob, list_knobs
-from lorakeet.plan.memory import (
-    KINDS,
-    MemoryCase,
-    MemoryParts,
-    count_micro_batch_tokens,
-    estimate_memory,
-    kind_of,
-    to_memory_case,
-)
+from lorakeet.plan.knobs import Knob, list_knobs
+from lorakeet.plan.memory import KINDS, MemoryParts, count_micro_batch_tokens, kind_of
 from lorakeet.plan.model_facts import ModelFacts, read_model_facts
-from lorakeet.plan.speed import Rates, estimate_tokens_per_s, find_rates
-from lorakeet.plan.trained import TrainedCount, count_trained
+from lorakeet.plan.remedies import list_remedies
+from lorakeet.plan.speed import find_rates
+from lorakeet.plan.trained import count_trained
 
-HEADROOM_FRACTION = 0.9  # of the free memory; the rest is for the system and fragments
 # What stands in where the asked method does not fit: exact weights first.
 INSTEAD = {
     "full": KINDS, "lora": KINDS[1:], "lora-8bit": KINDS[2:], "qlora": KINDS[3:],
-}  # fmt: skip
-SETTING = {
-    "full": "method.kind: full", "lora": "method.kind: lora",
-    "lora-8bit": "quantization.kind: int8", "qlora": "quantization.kind: nf4",
 }  # fmt: skip
 MISNAMED = "cannot be trained: targets or modules_to_save name what this model does not have"
 PURPOSE = {
@@ -157,7 +146,7 @@ def make_plan(
     is_classifier = recipe.task == "classify"
     labels = known.num_labels or len(recipe.data.labels or ()) or 2
     facts = read_model_facts(base_folder, num_labels=labels if is_classifier else None)
-    case = _Case(
+    case = PlanCase(
         recipe=recipe,
         facts=facts,
         counted=count_trained(facts, recipe.method, is_classifier=is_classifier),
@@ -175,62 +164,13 @@ def make_plan(
     return Plan(
         hardware=machine, facts=facts, methods=methods, chosen=chosen,
         advice=tuple(advise(recipe, facts, case.counted)),
-        remedies=tuple(_list_remedies(case, asked, chosen)),
+        remedies=tuple(list_remedies(case, asked, chosen)),
         knobs=list_knobs(recipe, facts, asked, micro_batch_tokens=case.micro_batch_tokens,
                          is_gpu=bool(machine.gpus)),
     )  # fmt: skip
 
 
-@dataclass(frozen=True, kw_only=True)
-class _Case:
-    """What all methods of one plan have in common."""
-
-    recipe: Recipe
-    facts: ModelFacts
-    counted: TrainedCount
-    machine: Hardware
-    micro_batch_tokens: int
-    row_tokens: float
-    rates: Rates | None
-    num_run_tokens: int | None
-    price_per_hour: float | None
-
-    @property
-    def room(self) -> int:
-        """Bytes that training may take."""
-        return int(HEADROOM_FRACTION * self.machine.usable_bytes)
-
-    def trained_by(self, kind: str) -> int:
-        """P of a method."""
-        return self.facts.parameters if kind == "full" else self.counted.total
-
-    def can_train(self, kind: str) -> bool:
-        """Whether the names that an adapter needs are the model's."""
-        return kind == "full" or not self.counted.is_misnamed
-
-    def at(self, micro_batch_tokens: int) -> MemoryCase:
-        """What memory and time depend on, with T tokens in a micro-batch."""
-        return to_memory_case(
-            self.recipe, self.counted, micro_batch_tokens=micro_batch_tokens,
-            is_gpu=bool(self.machine.gpus),
-        )  # fmt: skip
-
-    def memory_of(self, kind: str, micro_batch_tokens: int) -> MemoryParts:
-        """Predicted bytes of a method."""
-        return estimate_memory(self.facts, kind, self.at(micro_batch_tokens))
-
-    def speed_of(self, kind: str) -> float | None:
-        """Predicted tokens a second of a method."""
-        if self.rates is None:
-            return None
-        return estimate_tokens_per_s(
-            self.facts, kind, self.rates, self.at(self.micro_batch_tokens),
-            row_tokens=self.row_tokens,
-            step_tokens=self.recipe.train.batch_size * self.row_tokens,
-        )  # fmt: skip
-
-
-def _plan_method(kind: str, case: _Case) -> MethodPlan:
+def _plan_method(kind: str, case: PlanCase) -> MethodPlan:
     """One row of the plan."""
     trained = case.trained_by(kind)
     memory = case.memory_of(kind, case.micro_batch_tokens)
@@ -246,14 +186,14 @@ def _plan_method(kind: str, case: _Case) -> MethodPlan:
     )  # fmt: skip
 
 
-def _price(case: _Case, duration_s: float | None) -> float | None:
+def _price(case: PlanCase, duration_s: float | None) -> float | None:
     """What the machine costs for a time."""
     if duration_s is None or case.price_per_hour is None:
         return None
     return duration_s / 3600 * case.price_per_hour
 
 
-def _explain(kind: str, memory: MemoryParts, case: _Case, run_s: float | None) -> str:
+def _explain(kind: str, memory: MemoryParts, case: PlanCase, run_s: float | None) -> str:
     """Why a method fits or not, and what it is for."""
     need, have = to_readable_bytes(memory.total), to_readable_bytes(case.room)
     purpose = PURPOSE[kind]
@@ -265,25 +205,3 @@ def _explain(kind: str, memory: MemoryParts, case: _Case, run_s: float | None) -
         return f"needs {need} and {have} is free; the largest part is {largest}{note}."
     time = f", about {to_readable_seconds(run_s)}" if run_s and case.can_train(kind) else ""
     return f"needs {need} of {have}{time}: {purpose}."
-
-
-def _list_remedies(case: _Case, asked: str, chosen: str | None) -> list[str]:
-    """What to change where the method that is asked for does not fit."""
-    if chosen == asked or not case.can_train("lora"):
-        return []
-    if chosen:
-        return [f"{asked} does not fit; {SETTING[chosen]} does."]
-    tokens, least = case.micro_batch_tokens, "qlora"
-    need = case.memory_of(least, tokens).total
-    if need <= case.room:
-        return []
-    said = ["nothing fits: even a base of 4 bits needs more memory."]
-    while tokens > MIN_TOKENS and case.memory_of(least, tokens).total > case.room:
-        tokens //= 2
-    if case.memory_of(least, tokens).total <= case.room:
-        said.append(
-            f"{SETTING[least]} fits with train.micro_batch_tokens and data.max_tokens of {tokens}."
-        )
-    smaller = to_readable_count(case.facts.parameters * case.room / need)
-    said.append(f"{SETTING[least]} fits a base of about {smaller} parameters at these settings.")
-    return said

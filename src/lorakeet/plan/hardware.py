@@ -13,6 +13,7 @@ from pathlib import Path
 import psutil
 
 from lorakeet.base.units import MIB
+from lorakeet.plan.limits import count_allowed_bytes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,7 +29,8 @@ class Hardware:
     """A machine in numbers.
 
     Args:
-        free_memory_bytes: main memory that could be taken at the moment.
+        free_memory_bytes: main memory that could be taken at the moment, within the limits of
+            a container and of the process.
     """
 
     cores: int
@@ -54,10 +56,10 @@ class Hardware:
 
 def read_hardware(folder: Path = Path()) -> Hardware:
     """This machine; GPUs through the driver's own ``nvidia-smi``, without torch."""
-    memory = psutil.virtual_memory()
+    memory, allowed = psutil.virtual_memory(), count_allowed_bytes()
+    free = memory.available if allowed is None else min(memory.available, allowed)
     return Hardware(
-        cores=_count_cores(),
-        memory_bytes=memory.total, free_memory_bytes=memory.available,
+        cores=_count_cores(), memory_bytes=memory.total, free_memory_bytes=free,
         disk_free_bytes=shutil.disk_usage(folder).free, gpus=read_gpus(),
     )  # fmt: skip
 

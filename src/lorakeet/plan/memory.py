@@ -15,7 +15,9 @@ w bytes a weight (4 on a CPU, 2 on a GPU):
                                             8 P more for AdaLoRA's scores; paged moments are in
                                             main memory, and one piece of them on a GPU
     copies        4 P                       the best weights (w P for full); and the state that
-                  + 4 P + optimizer         a checkpoint writes while the next steps are made
+                  + 4 P + optimizer         a checkpoint writes while the next steps are made,
+                  - holes                   as far as it is more than the holes that activations
+                                            have left, into which all fits but its tables
                                             (on a GPU both are in main memory)
     activations   see below
     process       what is there before a model: Python, torch, transformers; on a CPU also the
@@ -40,8 +42,9 @@ where it is trained, two arrays of its size.
 On a CPU what is kept counts more than twice: the C library's allocator (glibc's, for memory
 aligned to 64 bytes) cannot put an array into the hole that one of the same size has left, so
 a second micro-batch finds new room beside the holes of the first, and only then a state that
-lasts.  DoRA and AdaLoRA, which are computed step by step, leave one and two more of each
-module's output width.  Arrays above 32 MiB, such as weights, are given back whole.
+lasts; smaller arrays, such as those of a checkpoint, do go into the holes.  DoRA and AdaLoRA,
+which are computed step by step, leave one and two more of each module's output width.  Arrays
+above 32 MiB, such as weights, are given back whole.
 """
 
 from __future__ import annotations
@@ -160,7 +163,9 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
     optimizer, activations = int(moments * trained), _count_activations(facts, kind, case, w)
     if case.is_gpu and case.optimizer.endswith("paged"):
         optimizer = min(optimizer, PAGE_BYTES)
-    state = own * trained + optimizer
+    tables = _count_tables(facts) if kind == "full" else 0
+    state, in_holes = own * trained + optimizer, int((own + moments) * (trained - tables))
+    state -= min(in_holes, _count_holes(facts, kind, case))
     copies = 0 if case.is_gpu else own * trained * case.keeps_best + state
     later = own * trained + optimizer + copies + activations
     return MemoryParts(
@@ -208,12 +213,23 @@ def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -
     """What a micro-batch keeps for its backward pass, the layer at work, and the head."""
     tokens, hidden, ffn = case.micro_batch_tokens, facts.hidden, facts.ffn
     kept = count_kept(facts, kind, case)
-    has_holes = kind != "full" and not case.is_gpu
-    holes = HOLE_ARRAYS[case.form] * case.counted.output_sum if has_holes else 0
     layer = tokens * (AT_WORK_F * ffn + 2 * hidden) * w
     logits = tokens * facts.vocabulary
     chunks = 3 if logits > CHUNK_LOGITS else 2  # the chunk before is let go when the next is there
     head = chunks * 4 * min(CHUNK_LOGITS, logits) + tokens * 3 * hidden * 4
     tables = 2 * w * facts.vocabulary * hidden if kind == "full" else 0
-    waste = 1 + ALLOCATOR_FRACTION[case.is_gpu]
-    return int(tokens * (waste * kept + holes) * w) + max(layer, head) + tables
+    return tokens * kept * w + _count_holes(facts, kind, case) + max(layer, head) + tables
+
+
+def _count_holes(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
+    """Bytes that the allocator holds beside what is kept, and cannot use for the same again."""
+    w = 2 if case.is_gpu else 4
+    holes = ALLOCATOR_FRACTION[case.is_gpu] * count_kept(facts, kind, case)
+    if kind != "full" and not case.is_gpu:
+        holes += HOLE_ARRAYS[case.form] * case.counted.output_sum
+    return int(case.micro_batch_tokens * holes * w)
+
+
+def _count_tables(facts: ModelFacts) -> int:
+    """Parameters of embeddings and heads, whose arrays are too large for a hole."""
+    return sum(part.parameters for part in facts.parts if part.kind in ("embedding", "head"))
