@@ -8,6 +8,7 @@ import torch
 import transformers as t
 
 from lorakeet.base.method_settings import MethodSettings
+from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.recipe_file import recipe_from_dict
 from lorakeet.base.records import EncodedSample, Origin
 from lorakeet.data.packing import build_pack
@@ -55,6 +56,14 @@ def estimate(facts, kind, *, is_gpu=False, tokens=TOKENS, **case):
     return estimate_memory(facts, kind, MemoryCase(
         counted=counted_of(facts), micro_batch_tokens=tokens, is_gpu=is_gpu, **case
     ))  # fmt: skip
+
+
+def test_a_mix_takes_the_bits_of_its_budget(facts):
+    five, six = (
+        estimate(facts, "qlora", quantization=QuantizationSettings(kind="mixed", bits_per_weight=b))
+        for b in (5, 6)
+    )
+    assert six.weights - five.weights == LINEAR // 8
 
 
 @pytest.mark.parametrize(("is_gpu", "w"), [(False, 4), (True, 2)])

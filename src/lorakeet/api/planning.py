@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 from lorakeet.api.measuring import measure_recipe
 from lorakeet.api.resolve import RecipeLike, to_recipe
+from lorakeet.api.widths import settle_widths
 from lorakeet.base.errors import MachineError
 from lorakeet.base.events import Emit, ignore_events
 from lorakeet.base.recipe import Recipe
@@ -57,6 +58,7 @@ def plan(
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         data = prepare_data(asked, read_tokenizer(asked.base), folder, ignore_events)
+        asked = settle_widths(asked, base, data, folder / "widths.json", ignore_events)
         saved = estimate_saved_fraction(asked, data.train)
         known = describe_data(asked, data, saved_fraction=saved)
         made = make_plan(asked, base, data=known, price_per_hour=price_per_hour)

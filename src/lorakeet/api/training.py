@@ -25,6 +25,7 @@ from lorakeet.api.resolve import (
 from lorakeet.api.runs import record
 from lorakeet.api.session import Session, build_validate, open_session, pad_id_of
 from lorakeet.api.stages import open_sinks, stage
+from lorakeet.api.widths import settle_widths
 from lorakeet.base.errors import InterruptedRun, LorakeetError, MachineError, RequestError
 from lorakeet.base.events import Emit
 from lorakeet.base.recipe import Recipe
@@ -156,6 +157,7 @@ def _train_in(
     with stage(emit, "data"):
         tokenizer = read_tokenizer(recipe.base)
         data = prepare_data(recipe, tokenizer, run.data, emit)
+    recipe = settle_widths(recipe, base_folder, data, run.widths, emit)
     if not (is_resumed and run.resolved.is_file()):
         kept = describe_frozen_cache(recipe, base_folder, run.path, data)
         write_resolved(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from typing import Literal, get_args
+from typing import Any, Literal, get_args
 
 from pydantic import model_validator
 
@@ -11,7 +11,8 @@ from lorakeet.base.errors import RequestError
 from lorakeet.base.section import Names, Section, setting
 
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
-QuantizationKind = Literal["none", "nf4", "fp4", "int8"]
+QuantizationKind = Literal["none", "nf4", "fp4", "int8", "mixed"]
+_WIDTH = re.compile(r"(none|int8)|(nf4|fp4)(?:/([0-9]+))?")
 
 
 class QuantizationSettings(Section):
@@ -19,7 +20,8 @@ class QuantizationSettings(Section):
 
     kind: QuantizationKind = setting(
         "none",
-        "nf4 holds a weight in 4 bits, int8 in 8; none keeps 16 or 32",
+        "nf4 holds a weight in 4 bits, int8 in 8; mixed gives each layer its own; none keeps 16 "
+        "or 32",
         why="16 bits first: rounding costs a little quality, so 4 only where memory needs it",
     )
     block_size: int = setting(
@@ -33,6 +35,19 @@ class QuantizationSettings(Section):
     )
     exclude: str | Names = setting(
         (), "layers that keep their bits: names, or an expression; a name covers what is inside"
+    )
+    bits_per_weight: float = setting(
+        5.0, "mixed: the mean over the layers in few bits, scales included", gt=4, le=16
+    )
+    calibration_rows: int = setting(
+        32,
+        "mixed: training rows by which the layers are ranked",
+        why="the cost of a layer is then known to a quarter: sqrt(2 / 32)",
+        ge=1,
+    )
+    widths: dict[str, str] = setting(
+        {},
+        "mixed: layer -> none, int8, nf4 or nf4/BLOCK; measured by train when empty",
     )
     cache: str = setting(
         "auto",
@@ -53,6 +68,14 @@ class QuantizationSettings(Section):
                     re.compile(value)
                 except re.error as error:
                     problems.append(f"{name} '{value}' is not a regular expression ({error})")
+        wrong = [f"{name}: {width}" for name, width in self.widths.items() if not is_width(width)]
+        if wrong:
+            problems.append(
+                f"widths holds {', '.join(wrong[:3])}; known are none, int8, nf4, fp4, and nf4/K "
+                "with a known block size K"
+            )
+        if self.widths and self.kind != "mixed":
+            problems.append(f"widths belong to kind mixed, and kind is {self.kind}")
         if problems:
             raise ValueError("; ".join(problems))
         return self
@@ -61,6 +84,27 @@ class QuantizationSettings(Section):
     def is_on(self) -> bool:
         """Whether anything is quantised."""
         return self.kind != "none"
+
+    def describe_form(self) -> dict[str, Any]:
+        """What the held weights depend on, as plain JSON.
+
+        >>> sorted(QuantizationSettings(kind="int8").describe_form())
+        ['block_size', 'double', 'exclude', 'include', 'kind']
+        """
+        beside = {"cache", "calibration_rows"}
+        if self.kind != "mixed":
+            beside |= {"bits_per_weight", "widths"}
+        return self.model_dump(mode="json", exclude=beside)
+
+
+def is_width(width: str) -> bool:
+    """Whether a text names the form of a layer, such as ``int8`` or ``nf4/256``.
+
+    >>> [is_width(width) for width in ("none", "int8", "nf4/256", "nf4/7", "int4")]
+    [True, True, True, False, False]
+    """
+    found = _WIDTH.fullmatch(width)
+    return bool(found) and (found[3] is None or int(found[3]) in BLOCK_SIZES)
 
 
 def to_quantization(asked: QuantizationSettings | str | None) -> QuantizationSettings | None:

@@ -62,6 +62,11 @@ class RunFolder:
         return self.path / "plan.json"
 
     @property
+    def widths(self) -> Path:
+        """Each layer's bits in a base of mixed widths, and what they cost."""
+        return self.path / "widths.json"
+
+    @property
     def events(self) -> Path:
         """Every step, evaluation, alarm and sample answer, one JSON a line."""
         return self.path / "events.jsonl"

@@ -21,7 +21,7 @@ from lorakeet.adapters.settings import NO_BIAS
 from lorakeet.adapters.stored import StoredAdapter, StoredLayer, read_stored
 from lorakeet.adapters.targets import ends_with
 from lorakeet.base.quantization_settings import QuantizationSettings
-from lorakeet.models.quantized_choice import select_quantized, to_form
+from lorakeet.models.quantized_choice import choose_forms
 from lorakeet.models.weight_files import find_sources, find_tensors
 from lorakeet.quant.convert import QuantizedForm
 
@@ -103,7 +103,7 @@ def plan_stream(
     obstacles = [f"the adapter is more than s B A: {note}" for note in adapter.beside_factors]
     saved = _find_saved(adapter, files, obstacles)
     sources = find_sources(model, files)
-    rounded = select_quantized(model, form) if form and form.is_on else []
+    rounded = choose_forms(model, form) if form else {}
     _untie(model, adapter, saved)
     changes = {f"{module}.weight": module for module in adapter.layers}
     pieces = []
@@ -117,7 +117,7 @@ def plan_stream(
             Piece(
                 name=name, shape=tuple(tensor.shape), dtype=kept, source=sources.get(name),
                 layer=layer, is_transposed=is_turned, saved=saved.get(name),
-                form=to_form(form) if name == f"{owner}.weight" and owner in rounded else None,
+                form=rounded.get(owner) if name == f"{owner}.weight" else None,
             )
         )  # fmt: skip
     names = {piece.name for piece in pieces}

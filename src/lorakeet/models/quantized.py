@@ -27,7 +27,7 @@ from lorakeet.adapters.targets import HEAD_NAMES
 from lorakeet.base.errors import FileFormatError, NumericsError, RequestError
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.run_folder import read_json
-from lorakeet.models.quantized_choice import check_blocks, select_quantized, to_form
+from lorakeet.models.quantized_choice import check_blocks, choose_forms
 from lorakeet.models.quantized_files import find_quantized, read_quantized
 from lorakeet.models.weight_files import TensorFiles, find_renamed, find_sources, find_tensors
 from lorakeet.quant.convert import QuantizedForm, quantize_weight, replace_module, with_dtype
@@ -66,7 +66,7 @@ def fill_quantized(
         FileFormatError: weights are missing, damaged or of other shapes.
         ShapeError: some layers cannot be cut into blocks; all are listed.
         NumericsError: a weight holds NaN or infinity.
-        RequestError: the patterns select nothing.
+        RequestError: the patterns select nothing, or mixed widths do not fit the model.
     """
     files = find_tensors(folder)
     sources = find_sources(model, files)
@@ -79,15 +79,14 @@ def fill_quantized(
             f"{folder}: this base is quantised to {kinds} already, and {settings.kind} is asked "
             "for. Leave quantization out, or take the full-precision base."
         )
-    chosen = [] if ready or not settings.is_on else select_quantized(model, settings)
+    forms = {} if ready else choose_forms(model, settings)
     _refuse_missing(model, sources, folder)
     _refuse_misshapen(model, {n: s for n, s in sources.items() if _owner(n) not in ready}, files)
-    form = to_form(settings)
-    check_blocks(model, chosen, form)
+    check_blocks(model, forms)
     reader = _Reader(model, TensorFiles(files, keeps_open=bool(ready)), dtype)
     for path, (source, kind) in ready.items():
         reader.place(path, read_quantized(reader.files, source, kind, dtype))
-    for path in chosen:
+    for path, form in forms.items():
         reader.place(path, reader.quantize(path, sources[f"{path}.weight"], form))
     reader.read_others(sources)
     initialize_rest(model, dtype)

@@ -1,7 +1,7 @@
 """The quantised base on disk, so that the next load maps a file instead of rounding again.
 
     <cache>/<key>/model.safetensors   codes, scales and the rest, in bitsandbytes' layout
-                  config.json         with quantization_config: transformers opens it as well
+                  config.json         with quantization_config: transformers opens one kind as well
                   cache.json          SHA-256 of the base, the settings, sizes of all files
 
 The key is of the base's folder, the settings and the dtype.  Sizes and times of the base's
@@ -62,19 +62,26 @@ def cache_place(
     folder: Path, settings: QuantizationSettings, model: nn.Module, dtype: torch.dtype
 ) -> Path | None:
     """Where this quantised base is kept, or None when it is not kept."""
-    if settings.cache == "none":
+    home = find_home(folder, settings)
+    if home is None:
         return None
-    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
-    if settings.cache == "auto" and size < AUTO_BYTES:
-        return None
-    own = settings.model_dump(mode="json", exclude={"cache"})
+    own = settings.describe_form()
     labels = getattr(model.config, "num_labels", 0)
     text = json.dumps(
         [FORMAT, str(folder.resolve()), own, str(dtype), type(model).__name__, labels]
     )
     key = f"{folder.name}-{settings.kind}-{hashlib.sha256(text.encode()).hexdigest()[:16]}"
-    home = Path.home() / ".cache" / "lorakeet" / "quantized"
-    return (home if settings.cache == "auto" else Path(settings.cache).expanduser()) / key
+    return home / key
+
+
+def find_home(folder: Path, settings: QuantizationSettings) -> Path | None:
+    """The folder that keeps what is made of a base, or None when nothing is kept."""
+    if settings.cache == "none":
+        return None
+    if settings.cache != "auto":
+        return Path(settings.cache).expanduser()
+    size = sum(path.stat().st_size for path in folder.glob("*.safetensors"))
+    return Path.home() / ".cache" / "lorakeet" / "quantized" if size >= AUTO_BYTES else None
 
 
 def is_fresh(place: Path, folder: Path) -> bool:
@@ -87,12 +94,18 @@ def is_fresh(place: Path, folder: Path) -> bool:
         return False
     if whole != manifest["files"] or manifest.get("format") != FORMAT:
         return False
-    if manifest["base_files"] == _stamp(folder):
+    if manifest["base_files"] == stamp_files(folder):
         return True
     if manifest["base_sha256"] != sha256_folder(folder):
         return False
-    write_json(place / MANIFEST, {**manifest, "base_files": _stamp(folder)})
+    write_json(place / MANIFEST, {**manifest, "base_files": stamp_files(folder)})
     return True
+
+
+def stamp_files(folder: Path) -> dict[str, list[int]]:
+    """Size and time of each of the base's files that a load reads."""
+    paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
+    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}
 
 
 def write_cache(model: Any, place: Path, folder: Path, settings: QuantizationSettings) -> None:
@@ -118,8 +131,8 @@ def write_cache(model: Any, place: Path, folder: Path, settings: QuantizationSet
             beside / MANIFEST,
             {
                 "format": FORMAT, "base": str(folder), "base_sha256": sha256_folder(folder),
-                "base_files": _stamp(folder), "files": files,
-                "settings": settings.model_dump(mode="json", exclude={"cache"}),
+                "base_files": stamp_files(folder), "files": files,
+                "settings": settings.describe_form(),
             },
         )  # fmt: skip
         shutil.rmtree(place, ignore_errors=True)
@@ -158,13 +171,8 @@ def _write_config(model: Any, folder: Path, settings: QuantizationSettings) -> N
     plain = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     content = model.config.to_dict()
     content["architectures"] = [type(model).__name__]
+    kind = "nf4" if settings.kind == "mixed" else settings.kind  # no name of theirs for a mix
     content["quantization_config"] = to_transformers_config(
-        settings.kind, is_double=settings.double, plain=plain
+        kind, is_double=settings.double, plain=plain
     )
     write_json(folder / "config.json", json.loads(json.dumps(content, default=str)))
-
-
-def _stamp(folder: Path) -> dict[str, list[int]]:
-    """Size and time of each of the base's files that a load reads."""
-    paths = sorted([*folder.glob("*.safetensors"), *folder.glob("*.json")])
-    return {path.name: [path.stat().st_size, path.stat().st_mtime_ns] for path in paths}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 
 from torch import nn
 
@@ -13,9 +14,38 @@ from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.quant.convert import QuantizedForm
 
 
-def to_form(settings: QuantizationSettings) -> QuantizedForm:
-    """The form of each weight that the settings choose."""
-    return QuantizedForm(kind=settings.kind, block_size=settings.block_size, double=settings.double)
+def choose_forms(model: nn.Module, settings: QuantizationSettings) -> dict[str, QuantizedForm]:
+    """The layers that are held in few bits, in the model's order, with the form of each.
+
+    Raises:
+        RequestError: a pattern selects nothing, or widths are missing or name no layer.
+    """
+    if not settings.is_on:
+        return {}
+    names = select_quantized(model, settings)
+    if settings.kind != "mixed":
+        return dict.fromkeys(names, to_form(settings.kind, settings))
+    if not settings.widths:
+        raise RequestError(
+            "quantization.kind mixed: widths is empty. 'lorakeet train' measures it on the "
+            "recipe's data and writes it to resolved.yaml; elsewhere take it from there."
+        )
+    if odd := sorted(settings.widths.keys() - set(names)):
+        raise RequestError(
+            f"quantization.widths: {len(odd)} names are no layers in few bits of this model, such "
+            f"as {odd[0]}. Take the widths of a run on the same base, or leave them out."
+        )
+    forms = {name: to_form(settings.widths.get(name, "none"), settings) for name in names}
+    return {name: form for name, form in forms.items() if form is not None}
+
+
+def to_form(width: str, settings: QuantizationSettings) -> QuantizedForm | None:
+    """The form that a width such as ``nf4/256`` names; None for ``none``."""
+    kind, _, block_size = width.partition("/")
+    if kind == "none":
+        return None
+    K = int(block_size or settings.block_size)
+    return QuantizedForm(kind=kind, block_size=K, double=settings.double)
 
 
 def select_quantized(model: nn.Module, settings: QuantizationSettings) -> list[str]:
@@ -42,22 +72,21 @@ def select_quantized(model: nn.Module, settings: QuantizationSettings) -> list[s
     return kept
 
 
-def check_blocks(model: nn.Module, names: list[str], form: QuantizedForm) -> None:
+def check_blocks(model: nn.Module, forms: Mapping[str, QuantizedForm]) -> None:
     """Whether blocks divide every chosen layer.
 
     Raises:
         ShapeError: some they do not; all are counted.
     """
-    if form.kind == "int8":
-        return
     bad = []
-    for name in names:
+    for name, form in forms.items():
         num_in, num_out = sizes_of(model.get_submodule(name))
-        if num_in * num_out % form.block_size:
+        if form.kind != "int8" and num_in * num_out % form.block_size:
             bad.append(f"{name} ({num_out} x {num_in})")
     if bad:
+        sizes = sorted({form.block_size for form in forms.values()})
         raise ShapeError(
-            f"{len(bad)} layers cannot be cut into blocks of {form.block_size}: "
+            f"{len(bad)} layers cannot be cut into blocks of {', '.join(map(str, sizes))}: "
             f"{', '.join(bad[:3])}. Choose a smaller quantization.block_size, kind int8, or name "
             "them in quantization.exclude."
         )

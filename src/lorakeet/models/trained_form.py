@@ -27,7 +27,7 @@ def to_lineage(settings: QuantizationSettings, method: MethodSettings) -> dict[s
     if method.adapter is not None:
         start = read_lineage(Path(method.adapter)).get(START)
     own = {START: start} if start == "loftq" else {}
-    return {KEY: settings.model_dump(mode="json", exclude={"cache"}), **own}
+    return {KEY: settings.describe_form(), **own}
 
 
 def read_trained_form(folders: Iterable[Path]) -> QuantizationSettings:
@@ -36,8 +36,9 @@ def read_trained_form(folders: Iterable[Path]) -> QuantizationSettings:
     Raises:
         FileFormatError: a lineage file is damaged.
     """
-    forms = {_read_form(folder) for folder in folders}
-    return forms.pop() if len(forms) == 1 else QuantizationSettings()
+    forms = [_read_form(folder) for folder in folders]
+    is_one = bool(forms) and all(form == forms[0] for form in forms)
+    return forms[0] if is_one else QuantizationSettings()
 
 
 def starts_on_error(folder: Path) -> bool:

@@ -16,6 +16,7 @@ from lorakeet.base.units import to_readable_count, to_readable_seconds
 LINES_PER_RUN = 10
 STAGE_WORDS = {
     "data": "reading and cleaning data",
+    "widths": "ranking layers for mixed widths",
     "plan": "planning",
     "load": "loading the base model",
     "train": "training",

@@ -61,11 +61,13 @@ def count_quantized(facts: ModelFacts, settings: QuantizationSettings, kind: str
 
 
 def count_four_bit_bytes(settings: QuantizationSettings) -> float:
-    """Bytes of a weight in 4 bits: half a byte, and its share of the scales.
+    """Bytes of a weight in 4 bits: half a byte, and its share of the scales; or of a mix.
 
     >>> round(count_four_bit_bytes(QuantizationSettings()), 4)
     0.5159
     """
+    if settings.kind == "mixed":
+        return settings.bits_per_weight / 8
     K = settings.block_size
     return 0.5 + (1 / K + 4 / (256 * K) if settings.double else 4 / K)
 
