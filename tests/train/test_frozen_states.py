@@ -8,6 +8,7 @@ import pytest
 import torch
 import transformers as t
 
+from lorakeet.base.events import KINDS
 from lorakeet.models.frozen import find_frozen_part
 from lorakeet.plan.frozen_cache import MAX_CACHE_BYTES, FrozenCase, plan_frozen_cache
 from tests.train.runs import VOCABULARY, digest_of, make_job, make_recipe, run_job
@@ -55,6 +56,7 @@ def test_the_adapter_is_the_same_with_and_without(tmp_path, kind, dropout):
     (decision,) = heard.all("frozen_cache")
     assert decision["is_on"] and decision["num_layers"] == 2 and not plain.all("frozen_cache")
     (used,) = heard.all("frozen_states")
+    assert {kind for kind, _ in heard.events} <= KINDS
     assert used["num_taken"] > 0 and 0 < used["num_bytes"] <= decision["num_bytes"]
     assert found == expected
     assert not (tmp_path / "on" / "cache" / "frozen").exists()  # nothing reads it again
