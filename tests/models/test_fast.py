@@ -5,8 +5,10 @@ import torch
 
 from lorakeet.adapters.attach import adapter_parameters, attach
 from lorakeet.adapters.fused import LoraProduct
+from lorakeet.adapters.linear import Plain
 from lorakeet.adapters.settings import Lora
 from lorakeet.models.fast import fast_units
+from lorakeet.models.mlp import AdaptedMlp, run_adapted
 from lorakeet.models.units import ACTIVATIONS, Gate, RmsNorm, Rotate
 from tests.families import DECODERS, build, some_ids
 
@@ -95,3 +97,45 @@ def test_the_fused_product_equals_its_formula_and_gradients(has_bias):
     assert torch.autograd.gradcheck(
         lambda x, A, B: LoraProduct.apply(x, W0, b, A, B, 0.5), (x, A, B)
     )
+
+
+@pytest.mark.parametrize("act", ACTIVATIONS)
+def test_the_fused_feed_forward_part_equals_its_formula_and_gradients(act):
+    x, sizes = doubles(2, 5, 7), ((4, 7), (4, 7), (7, 4))
+    factors = [f for out, num_in in sizes for f in (doubles(3, num_in), doubles(out, 3))]
+    frozen = [(doubles(*size).detach(), doubles(size[0]).detach()) for size in sizes]
+
+    def parts(*factors):
+        return tuple(
+            Plain(base=W0, b=b, A=A, B=B, s=0.5)
+            for (W0, b), A, B in zip(frozen, factors[::2], factors[1::2], strict=True)
+        )
+
+    def fused(x, *factors):
+        return AdaptedMlp.apply(x, parts(*factors), act, *factors)
+
+    def plain(x, *factors):
+        first, second, last = (
+            lambda x, p=p: torch.nn.functional.linear(x, p.base, p.b) + p.s * (x @ p.A.T @ p.B.T)
+            for p in parts(*factors)
+        )
+        return last(Gate.apply(first(x), second(x), act))
+
+    torch.testing.assert_close(fused(x, *factors), plain(x, *factors))
+    assert torch.autograd.gradcheck(fused, (x, *factors))
+
+
+def test_a_feed_forward_part_that_is_more_than_lora_is_not_fused():
+    model = build("llama")
+    mlp = model.model.layers[0].mlp
+    x = torch.randn(1, 3, mlp.gate_proj.in_features)
+    attach(model, Lora(rank=2, alpha=4, dropout=0.5))
+    model.train()
+    assert run_adapted(mlp, "silu", x) is None
+    model.eval()
+    assert run_adapted(mlp, "silu", x) is not None
+    handle = mlp.up_proj.register_forward_hook(lambda module, inputs, output: output)
+    assert run_adapted(mlp, "silu", x) is None
+    handle.remove()
+    mlp.down_proj.base_layer.weight.requires_grad_(True)
+    assert run_adapted(mlp, "silu", x) is None

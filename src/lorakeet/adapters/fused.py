@@ -23,6 +23,8 @@ from torch.autograd.function import once_differentiable
 
 from lorakeet.quant.linear import QuantizedLinear
 
+Base = Tensor | QuantizedLinear
+
 
 class LoraProduct(torch.autograd.Function):
     """The adapted linear layer; ``apply(x, W0, b, A, B, s)`` with W0 as [out, in].
@@ -32,38 +34,25 @@ class LoraProduct(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any,
-        x: Tensor,
-        base: Tensor | QuantizedLinear,
-        b: Tensor | None,
-        A: Tensor,
-        B: Tensor,
-        s: float,
+        ctx: Any, x: Tensor, base: Base, b: Tensor | None, A: Tensor, B: Tensor, s: float
     ) -> Tensor:
-        ctx.quantized = base if isinstance(base, QuantizedLinear) else None
         x_TI = x.reshape(-1, x.shape[-1])
-        y = base.multiply(x) if ctx.quantized else x.new_empty(*x.shape[:-1], base.shape[0])
-        y_TO = y.view(-1, y.shape[-1])  # y itself is no view, as models add to it in place
-        if not ctx.quantized:
-            torch.mm(x_TI, base.T, out=y_TO) if b is None else torch.addmm(
-                b, x_TI, base.T, out=y_TO
-            )
+        y = multiply(x, base, b)
         z_Tr = x_TI @ A.T
-        y_TO.addmm_(z_Tr, B.T, alpha=s)
-        ctx.save_for_backward(x, z_Tr, None if ctx.quantized else base, A, B)
-        ctx.s = s
+        y.view(-1, y.shape[-1]).addmm_(z_Tr, B.T, alpha=s)
+        ctx.save_for_backward(x, z_Tr, A, B)
+        ctx.base, ctx.s = base, s  # frozen, so no gradient and no version to watch
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, z_Tr, W0, A, B = ctx.saved_tensors
+        x, z_Tr, A, B = ctx.saved_tensors
         dy_TO = dy.reshape(-1, dy.shape[-1])
         dz_Tr = (dy_TO @ B).mul_(ctx.s)
         dx = dA = dB = None
         if ctx.needs_input_grad[0]:
-            W0 = ctx.quantized.expand_shared(dy.dtype) if ctx.quantized else W0
-            dx = (dy_TO @ W0).addmm_(dz_Tr, A).view(x.shape)
+            dx = multiply_back(dy_TO, ctx.base).addmm_(dz_Tr, A).view(x.shape)
         if ctx.needs_input_grad[3]:
             dA = dz_Tr.T @ x.reshape(-1, x.shape[-1])
         if ctx.needs_input_grad[4]:
@@ -71,7 +60,26 @@ class LoraProduct(torch.autograd.Function):
         return dx, None, None, dA, dB, None
 
 
-def can_fuse(x: Tensor, base: Tensor | QuantizedLinear, b: Tensor | None, A: Tensor) -> bool:
+def multiply(x: Tensor, base: Base, b: Tensor | None) -> Tensor:
+    """The product x W0^T + b of the frozen layer alone, [..., out].
+
+    It is no view of another tensor, as models add to it in place.
+    """
+    if isinstance(base, QuantizedLinear):
+        return base.multiply(x)
+    y = x.new_empty(*x.shape[:-1], base.shape[0])
+    x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
+    torch.mm(x_TI, base.T, out=y_TO) if b is None else torch.addmm(b, x_TI, base.T, out=y_TO)
+    return y
+
+
+def multiply_back(dy_TO: Tensor, base: Base, onto: Tensor | None = None) -> Tensor:
+    """The product dy W0, [T, in], added to ``onto`` where one is given."""
+    W0 = base.expand_shared(dy_TO.dtype) if isinstance(base, QuantizedLinear) else base
+    return dy_TO @ W0 if onto is None else onto.addmm_(dy_TO, W0)
+
+
+def can_fuse(x: Tensor, base: Base, b: Tensor | None, A: Tensor) -> bool:
     """Whether the fused product is exact here: one dtype, and a base that is frozen."""
     own = [b] if isinstance(base, QuantizedLinear) else [base, b]
     own = [each for each in own if each is not None]

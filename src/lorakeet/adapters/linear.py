@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,21 @@ from lorakeet.adapters.fused import LoraProduct, can_fuse
 from lorakeet.adapters.layer import LoraLayer, is_conv1d, sizes_of
 from lorakeet.adapters.vera import scaled_projections
 from lorakeet.quant.linear import QuantizedLinear
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Plain:
+    """The parts of h = W0 x + b + s B A x.
+
+    Args:
+        base: W0 as [out, in], or the layer that expands it.
+    """
+
+    base: Tensor | QuantizedLinear
+    b: Tensor | None
+    A: Tensor
+    B: Tensor
+    s: float
 
 
 class LoraLinear(LoraLayer):
@@ -52,6 +68,17 @@ class LoraLinear(LoraLayer):
         if name in self.vera_A:
             return scaled_projections(self, name)
         return self.lora_A[name].weight, self.lora_B[name].weight
+
+    def plain_part(self, x: Tensor) -> Plain | None:
+        """What h is made of, where it is W0 x + b + s B A x and nothing else, seen or changed."""
+        name = self.active
+        is_seen = self._forward_hooks or self._forward_pre_hooks
+        if name not in self.ranks or self.merged is not None or is_seen:
+            return None
+        if not self._is_plain(name, x):
+            return None
+        A, B = self.factors(name)
+        return Plain(base=self._base(), b=self.bias, A=A, B=B, s=self.scales[name])
 
     def _is_plain(self, name: str, x: Tensor) -> bool:
         """Whether h is W0 x + b + s B A x and nothing else, which one function computes."""

@@ -21,6 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from lorakeet.models.mlp import PARTS, is_adapted, run_adapted
 from lorakeet.models.units import ACTIVATIONS, Gate, RmsNorm, Rotate
 
 Forward = Callable[[Tensor], Tensor]
@@ -91,10 +92,13 @@ def _propose_norm(module: nn.Module) -> list[Forward]:
 
 def _propose_gate(module: nn.Module) -> list[Forward]:
     """down(act(gate(x)) up(x)) for a module with these three parts."""
-    if not all(hasattr(module, part) for part in ("gate_proj", "up_proj", "down_proj")):
+    if not all(hasattr(module, part) for part in PARTS):
         return []
 
     def run(act: str, x: Tensor) -> Tensor:
+        y = run_adapted(module, act, x) if is_adapted(module) else None
+        if y is not None:
+            return y
         return module.down_proj(Gate.apply(module.gate_proj(x), module.up_proj(x), act))
 
     return [partial(run, act) for act in ACTIVATIONS]

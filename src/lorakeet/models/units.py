@@ -67,18 +67,13 @@ ACTIVATIONS = tuple(_ACT)
 
 
 class Gate(torch.autograd.Function):
-    """act(g) u; ``apply(g, u, act)`` with act one of ``ACTIVATIONS`` (arXiv:2002.05202).
-
-    du = dy act(g),   dg = dy u act'(g).
-    """
+    """act(g) u; ``apply(g, u, act)`` with act one of ``ACTIVATIONS`` (arXiv:2002.05202)."""
 
     @staticmethod
     def forward(ctx: Any, g: Tensor, u: Tensor, act: str) -> Tensor:
         ctx.save_for_backward(g, u)
         ctx.act = act
-        if gpu := load_units(g):
-            return gpu.gate(g, u, act)
-        return _ACT[act][0](g).mul_(u)
+        return gate(g, u, act)
 
     @staticmethod
     @once_differentiable
@@ -88,6 +83,24 @@ class Gate(torch.autograd.Function):
             return *gpu.gate_backward(g, u, dy, ctx.act), None
         forward, backward = _ACT[ctx.act]
         return backward(dy * u, g), forward(g).mul_(dy), None
+
+
+def gate(g: Tensor, u: Tensor, act: str) -> Tensor:
+    """h = act(g) u."""
+    if gpu := load_units(g):
+        return gpu.gate(g, u, act)
+    return _ACT[act][0](g).mul_(u)
+
+
+def gate_back(dh: Tensor, g: Tensor, u: Tensor, act: str) -> tuple[Tensor, Tensor, Tensor]:
+    """(dg, du, h) with dg = dh u act'(g), du = dh act(g); dh is overwritten."""
+    if gpu := load_units(g):
+        return *gpu.gate_backward(g, u, dh, act), gpu.gate(g, u, act)
+    forward, backward = _ACT[act]
+    du = forward(g)
+    h = du * u
+    du.mul_(dh)
+    return backward(dh.mul_(u), g), du, h
 
 
 class Rotate(torch.autograd.Function):
