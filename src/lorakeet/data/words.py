@@ -25,7 +25,7 @@ import numpy as np
 
 Span = tuple[int, int]
 
-MAX_WORDS = 50_000  # about 10 MB; when they are met, the memory starts again
+MAX_WORDS = 200_000  # about 40 MB; when they are met, the memory starts again
 MAX_CHARS = 64  # of a word that is kept
 _WORDS_AT_ONCE = 1000
 _CHECKED_TEXTS = 16
@@ -74,6 +74,7 @@ class WordMemory:
         """
         if self._left_to_check < 0:
             return None
+        self._tokenizer("")  # sets truncation and padding aside, which a saved tokenizer may have
         found = self._look_up(texts)
         checked = texts[: self._left_to_check]
         whole = self._encode([_HEAD + text for text in checked])
@@ -141,7 +142,6 @@ class WordMemory:
             self._ids[word] = ids[start:end].tobytes()
 
     def _encode(self, words: list[str]) -> list[Any]:
-        self._tokenizer("")  # sets truncation and padding aside, which a saved tokenizer may have
         texts = [word[1:] if word.startswith(_HEAD) else f" {word}" for word in words]
         return self._tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
 
