@@ -19,6 +19,7 @@ SETTINGS = {
     "names to pass over": {"exclude": ["k_proj", "layers.0.mlp.up_proj"]},
     "an expression to pass over": {"exclude": r".*\.0\..*", "targets": ["q_proj", "lm_head"]},
     "patterns": {"rank_pattern": {"q_proj": 2, r"layers\.1\.mlp\..*": 3}},
+    "vectors": {"vera": True},
     "a saved head": {"modules_to_save": ["lm_head"]},
     "saved norms": {"modules_to_save": ["norm", "input_layernorm"]},
     "a saved block": {"targets": ["q_proj"], "modules_to_save": ["mlp"]},
