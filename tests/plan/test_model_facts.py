@@ -125,7 +125,9 @@ def test_a_token_meets_only_the_experts_that_it_is_sent_to(tmp_path):
               "num_hidden_layers": 1, "num_attention_heads": 2, "num_key_value_heads": 2,
               "num_local_experts": 8, "num_experts_per_tok": 2}  # fmt: skip
     write_config(tmp_path, config)
-    assert read_model_facts(tmp_path).multiplied == 4 * 64 + 2 * (3 * 8 * 16) + 80
+    facts = read_model_facts(tmp_path)
+    assert facts.multiplied == 4 * 64 + 2 * (3 * 8 * 16) + 80
+    assert (facts.ffn, facts.is_gated) == (2 * 16, True)
 
 
 def test_experts_of_an_unknown_architecture_are_told_from_its_linear_layers(tmp_path):

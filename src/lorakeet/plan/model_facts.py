@@ -31,7 +31,8 @@ class ModelFacts:
 
     Args:
         parts: every module that holds parameters.
-        ffn: the inner width of the feed-forward part.
+        ffn: the inner width of the feed-forward part; of all experts together that a token is
+            sent to.
         vocabulary: rows of the output head: tokens, or classes of a classifier.
         stored_bytes: of a weight of a frozen linear layer as the checkpoint holds it, in which
             it is kept on a CPU too; 4 for GPT-2's layers, which are kept wide.
@@ -59,7 +60,8 @@ class ModelFacts:
     @property
     def is_gated(self) -> bool:
         """Whether the feed-forward part has a gate beside its first matrix."""
-        return any(part.path.endswith(("gate_proj", "gate_up_proj")) for part in self.parts)
+        ends = ("gate_proj", "gate_up_proj")
+        return any(p.kind == "experts" or p.path.endswith(ends) for p in self.parts)
 
     @property
     def query_width(self) -> int:
@@ -101,10 +103,20 @@ def build_facts(config: Config, *, num_labels: int | None = None) -> ModelFacts:
     hidden, kind = config["hidden_size"], config["model_type"]
     return ModelFacts(
         model_type=kind, parts=tuple(list_parts(config, num_labels)), hidden=hidden,
-        layers=config["num_hidden_layers"], ffn=config.get("intermediate_size") or 4 * hidden,
+        layers=config["num_hidden_layers"], ffn=_find_ffn(config),
         vocabulary=config["vocab_size"] if num_labels is None else num_labels,
         is_decoder=FAMILIES[kind].is_decoder, stored_bytes=_count_stored_bytes(config),
     )  # fmt: skip
+
+
+def _find_ffn(config: Config) -> int:
+    """The feed-forward width that a token passes: a dense layer's, or its experts' together."""
+    dense = config.get("intermediate_size") or 4 * config["hidden_size"]
+    if "num_experts" not in config:
+        return dense
+    width = config.get("moe_intermediate_size") or dense
+    shared = config.get("shared_expert_intermediate_size") or 0
+    return min(config["num_experts_per_tok"], config["num_experts"]) * width + shared
 
 
 def _count_stored_bytes(config: Config) -> int:
