@@ -151,9 +151,12 @@ def _train_in(
     from lorakeet.data.prepare import prepare_data
     from lorakeet.models.load import read_tokenizer, resolve_base
     from lorakeet.models.methods import check_method
+    from lorakeet.models.remote_code import find_remote_code, is_remote_code_trusted
 
     base_folder = resolve_base(recipe.base)
     check_method(recipe)
+    if is_remote_code_trusted() and (code := find_remote_code(base_folder)):
+        emit("remote_code", base=recipe.base, files=code)
     with stage(emit, "data"):
         tokenizer = read_tokenizer(recipe.base)
         data = prepare_data(recipe, tokenizer, run.data, emit)

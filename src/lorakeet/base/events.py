@@ -21,7 +21,7 @@ from lorakeet.base.run_folder import to_disk_error
 KINDS = frozenset(
     "run_started stage_started stage_finished data_report plan path progress step evaluation "
     "sample_answers checkpoint alarm early_stop ranks proof run_finished run_interrupted "
-    "run_failed first_batch factors frozen_cache frozen_states".split()
+    "run_failed first_batch factors frozen_cache frozen_states remote_code".split()
 )
 
 

@@ -208,6 +208,11 @@ def _describe(item: Mapping[str, Any], content: Mapping[str, Any], name: str) ->
     line = _line_of(path, content)
     place = f"{name} line {line}" if line else name
     dotted = ".".join(str(part) for part in path)
+    if item["type"] == "extra_forbidden" and path[-1] == "trust_remote_code":
+        return line, (
+            f"{place}: '{dotted}' is no setting, as a recipe may come from anyone. Take it out; "
+            "who trusts the code that a base brings says --trust-remote-code to the command."
+        )
     if item["type"] == "extra_forbidden":
         known = _known_names(path[:-1])
         near = difflib.get_close_matches(str(path[-1]), known, n=1, cutoff=0.5)

@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorakeet.cli.output import CONSOLE, print_done, print_json, print_table
+from lorakeet.cli.trust import Trust
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value at the end.")]
 Run = Annotated[Path, typer.Argument(help="The folder of a run.")]
@@ -34,6 +35,7 @@ def run_all(
     recipe: Annotated[Path, typer.Argument(help="A recipe file; 'lorakeet new' writes one.")],
     run: Annotated[Path, typer.Option(help="The run folder; a stopped run goes on.")],
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """All stages: train, evaluate, merge and verify, ask over HTTP, report."""
     _run_stages("Run", recipe, run, as_json)
@@ -61,6 +63,7 @@ def train(
     run: Annotated[Path, typer.Option(help="A new folder for everything the run leaves.")],
     settings: Settings = None,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Train what a recipe asks for."""
     from lorakeet.api.training import train as start
@@ -75,7 +78,7 @@ def train(
     _print_trained(trained, as_json)
 
 
-def resume(run: Run, as_json: Json = False) -> None:
+def resume(run: Run, as_json: Json = False, trust: Trust = False) -> None:
     """Go on from the newest good checkpoint of a run."""
     from lorakeet.api.training import resume as go_on
     from lorakeet.cli.interrupt import watch_signals
@@ -86,7 +89,9 @@ def resume(run: Run, as_json: Json = False) -> None:
     _print_trained(trained, as_json)
 
 
-def evaluate(run: Run, other_base: OtherBase = False, as_json: Json = False) -> None:
+def evaluate(
+    run: Run, other_base: OtherBase = False, as_json: Json = False, trust: Trust = False
+) -> None:
     """Ask base and tuned model the same questions; write evaluation.json and the report."""
     from lorakeet.api.evaluation import evaluate as score
     from lorakeet.monitor.console import RunConsole

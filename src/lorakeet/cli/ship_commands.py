@@ -10,6 +10,7 @@ import typer
 from lorakeet.base.errors import RequestError
 from lorakeet.base.quantization_settings import to_quantization
 from lorakeet.cli.output import CONSOLE, print_done, print_json
+from lorakeet.cli.trust import Trust
 
 Base = Annotated[str, typer.Option(help="A folder, a Hub id, ms://owner/name, or starter.")]
 Bits = Annotated[
@@ -38,6 +39,7 @@ def merge(
     ] = None,
     other_base: OtherBase = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON value.")] = False,
+    trust: Trust = False,
 ) -> None:
     """Merge a run's adapter into its base and verify the result from disk."""
     from dataclasses import asdict
@@ -69,6 +71,7 @@ def serve(
     ] = None,
     quantization: Bits = None,
     other_base: OtherBase = False,
+    trust: Trust = False,
 ) -> None:
     """Serve one base with many adapters over an OpenAI-compatible API."""
     from lorakeet.api.shipping import serve as start
@@ -88,6 +91,7 @@ def chat(
     adapter: Adapters = None,
     quantization: Bits = None,
     other_base: OtherBase = False,
+    trust: Trust = False,
 ) -> None:
     """Talk to a base and its adapters in the terminal."""
     from lorakeet.serve.engine import EngineLimits

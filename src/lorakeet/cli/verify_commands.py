@@ -8,6 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from lorakeet.cli.output import CONSOLE, print_done, print_error, print_json, print_table
+from lorakeet.cli.trust import Trust
 
 APP = typer.Typer(no_args_is_help=True)
 
@@ -23,6 +24,7 @@ def adapter(
         str | None, typer.Option(help="Instead of the base that the adapter names.")
     ] = None,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Check an adapter's hashes, base and numbers, and that it answers the same when reloaded."""
     from lorakeet.api.proofs.adapter import verify_adapter
@@ -34,6 +36,7 @@ def adapter(
 def accumulation(
     place: Annotated[Path, typer.Argument(help="A recipe file, or the folder of a run.")],
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Compare one step cut as 1 x 8, 2 x 4 and 8 x 1: the gradients must be the same."""
     from lorakeet.api.proofs.accumulation import verify_accumulation
@@ -45,6 +48,7 @@ def accumulation(
 def packing(
     place: Annotated[Path, typer.Argument(help="A recipe file, or the folder of a run.")],
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Compare one step packed, padded and one sample by one: the gradients must be the same."""
     from lorakeet.api.proofs.packing import verify_packing
@@ -57,6 +61,7 @@ def resume(
     run: Run,
     steps: Annotated[int, typer.Option(help="Optimiser steps before and after the stop.")] = 4,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Train 2k steps straight, and k, a stop and k more: the bytes must be the same."""
     from lorakeet.api.proofs.resume import verify_resume
@@ -69,6 +74,7 @@ def merge(
     run: Run,
     dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or float16.")] = None,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Merge into a temporary folder and compare its answers, from disk in a fresh process."""
     from lorakeet.api.proofs.merge import verify_merge
@@ -77,7 +83,7 @@ def merge(
 
 
 @APP.command()
-def data(run: Run, as_json: Json = False) -> None:
+def data(run: Run, as_json: Json = False, trust: Trust = False) -> None:
     """Read the sources again: every row must be trained, validated or listed as dropped."""
     from lorakeet.api.proofs.data import verify_data
 
@@ -91,6 +97,7 @@ def rerun(
         bool, typer.Option("--force", help="Train although base or data have changed.")
     ] = False,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Train a run again from its resolved.yaml: the adapter must be the same, bit for bit."""
     from lorakeet.api.rerun import rerun as start

@@ -36,6 +36,7 @@ from lorakeet.base.run_folder import read_json, write_json
 from lorakeet.infer.generate import encode_prompt, generate
 from lorakeet.infer.sampling import SamplingSettings
 from lorakeet.models.load import load_model
+from lorakeet.models.remote_code import FLAG, is_remote_code_trusted, trust_remote_code
 
 MAX_PROMPT_TOKENS = 96
 CHILD_TIMEOUT_S = 3600
@@ -173,6 +174,7 @@ def run_fresh(folder: Path, request: FreshRequest, place: Path) -> str:
     write_json(request_path, asdict(request))
     command = [sys.executable, "-m", "lorakeet.export.fresh"]
     paths = [str(folder), str(request_path), str(place / "answer")]
+    paths += [FLAG] if is_remote_code_trusted() else []
     offline = {"HF_HUB_OFFLINE": "1", "TRANSFORMERS_OFFLINE": "1"}  # the folder must be enough
     try:
         done = subprocess.run(
@@ -200,14 +202,16 @@ def run_fresh(folder: Path, request: FreshRequest, place: Path) -> str:
 
 def main(arguments: list[str]) -> int:
     """The child: reads FOLDER, answers REQUEST.json into ANSWER_FOLDER."""
-    folder, request_path, answer_folder = (Path(argument) for argument in arguments)
+    is_trusted = FLAG in arguments
+    folder, request_path, answer_folder = (Path(a) for a in arguments if a != FLAG)
     fields = json.loads(request_path.read_text(encoding="utf-8"))
     request = FreshRequest(**{**fields, "label_names": tuple(fields["label_names"])})
     torch.manual_seed(0)
     try:
-        model, tokenizer = load_model(
-            str(folder), task=request.task, label_names=request.label_names, dtype="float32"
-        )
+        with trust_remote_code(is_trusted):
+            model, tokenizer = load_model(
+                str(folder), task=request.task, label_names=request.label_names, dtype="float32"
+            )
         outputs = measure_outputs(model, tokenizer, request)
     except LorakeetError as error:
         print(error, file=sys.stderr)

@@ -49,6 +49,7 @@ from lorakeet.export.stream_plan import StreamPlan, plan_stream
 from lorakeet.models.base_hash import check_adapter
 from lorakeet.models.load import build_without_weights, load_model, read_tokenizer, resolve_base
 from lorakeet.models.quiet import no_bars
+from lorakeet.models.remote_code import copy_remote_code
 from lorakeet.quant.convert import dequantize_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -183,6 +184,7 @@ def _write_files(order: MergeOrder, folder: Path) -> Written:
             digests = write_stream(plan, folder, max_shard_bytes=MAX_SHARD_BYTES)
             _write_config(model, tokenizer, stored_as, (base_folder, folder))
         tokenizer.save_pretrained(folder)
+        copy_remote_code(base_folder, folder)
     except OSError as error:
         raise to_disk_error(error, folder, plan.num_bytes) from error
     except SafetensorError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from lorakeet.base.errors import MachineError, RequestError
+from lorakeet.models.remote_code import is_remote_code_trusted
 
 _WANTED_FILES = ("*.json", "*.safetensors", "*.jinja", "*.txt", "*.model", "LICENSE*", "README*")
 
@@ -24,8 +25,9 @@ def fetch_from_hub(name: str) -> Path:
         RepositoryNotFoundError,
     )
 
+    code = ("*.py",) if is_remote_code_trusted() else ()
     try:
-        return Path(snapshot_download(name, allow_patterns=list(_WANTED_FILES)))
+        return Path(snapshot_download(name, allow_patterns=[*_WANTED_FILES, *code]))
     except RepositoryNotFoundError as error:
         raise RequestError(
             f"base '{name}': the Hub knows no such model, or it is private. Check the spelling, "

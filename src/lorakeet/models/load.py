@@ -15,6 +15,7 @@ from lorakeet.base.quantization_settings import QuantizationSettings, to_quantiz
 from lorakeet.base.run_folder import read_json
 from lorakeet.models.fetch import fetch_from_hub, fetch_from_modelscope, first_line
 from lorakeet.models.quiet import no_bars
+from lorakeet.models.remote_code import is_remote_code_trusted, refuse_remote_code
 
 EMBEDDED_STARTER = Path(__file__).resolve().parents[1] / "embedded" / "starter"
 STARTER = "starter"
@@ -60,9 +61,10 @@ def read_tokenizer(base: str) -> Any:
     folder = resolve_base(base)
     try:
         tokenizer = AutoTokenizer.from_pretrained(
-            folder, trust_remote_code=False, clean_up_tokenization_spaces=False
+            folder, trust_remote_code=is_remote_code_trusted(), clean_up_tokenization_spaces=False
         )
     except (OSError, ValueError, KeyError) as error:
+        refuse_remote_code(folder, error)
         raise FileFormatError(
             f"{folder}: no readable tokenizer ({first_line(error)}). Needed is a tokenizer.json."
         ) from error
@@ -147,14 +149,16 @@ def build_without_weights(
     labels = _label_settings(label_names) if is_classifier and label_names else {}
     model_class: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
     try:
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=False, **labels)
+        trust = is_remote_code_trusted()
+        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **labels)
         given = {} if dtype is None else {"dtype": getattr(torch, dtype)}
         with torch.device("meta"):
-            model = model_class.from_config(config, trust_remote_code=False, **given)
+            model = model_class.from_config(config, trust_remote_code=trust, **given)
         if (folder / "generation_config.json").is_file() and not is_classifier:
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return model
     except (OSError, ValueError, KeyError) as error:
+        refuse_remote_code(folder, error)
         raise FileFormatError(
             f"{folder}: no model can be built for task {task} ({first_line(error)}). Needed is "
             "config.json of an architecture that transformers knows."
@@ -178,7 +182,7 @@ def _load_class(folder: Path, task: str, label_names: Sequence[str], dtype: Any)
     settings: dict[str, Any] = {
         "dtype": dtype,
         "use_safetensors": True,
-        "trust_remote_code": False,
+        "trust_remote_code": is_remote_code_trusted(),
         "output_loading_info": True,
     }
     model_class: Any = AutoModelForCausalLM
@@ -217,6 +221,7 @@ def _read_weights(model_class: Any, folder: Path, settings: dict[str, Any]) -> t
             "different models; fetch the model again."
         ) from error
     except (OSError, ValueError, KeyError) as error:
+        refuse_remote_code(folder, error)
         raise FileFormatError(
             f"{folder}: the model cannot be loaded ({first_line(error)}). Needed are config.json "
             "of an architecture that transformers knows, and all weights as safetensors."

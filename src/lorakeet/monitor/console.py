@@ -113,6 +113,10 @@ class RunConsole:
         where = f" at step {fields['step']}" if fields.get("step") else ""
         self._line(f"  [bold yellow]alarm[/] {fields['code']}{where}: {escape(fields['message'])}")
 
+    def _show_remote_code(self, fields: dict[str, Any]) -> None:
+        names = escape(", ".join(fields["files"]))
+        self._line(f"  [bold yellow]trusted[/] the base's own code runs: {names}")
+
     def _show_early_stop(self, fields: dict[str, Any]) -> None:
         self._line(f"  [green]stopped early[/]: {escape(fields['reason'])}")
 
