@@ -99,3 +99,15 @@ def test_shown_samples_mark_what_is_trained(tmp_path, tokenizer):
     ((title, text),) = render_sources(recipe, tokenizer, skip=0, count=5)
     assert "line 1" in title
     assert "⟦Answer 1.<|im_end|>⟧" in text.plain
+
+
+def test_a_guessed_encoding_is_told_in_the_report_and_the_event(tmp_path, tokenizer):
+    rows = [json.dumps({"instruction": f"第{n}条合同的违约责任是什么", "output": "赔偿损失。"},
+                       ensure_ascii=False) for n in range(30)]  # fmt: skip
+    path = tmp_path / "old.jsonl"
+    path.write_bytes("\n".join(rows).encode("gb18030"))
+    good = write(tmp_path / "new.jsonl", [ask(n) for n in range(30)])
+    prepared, ((_, event),) = prepare(tmp_path, tokenizer, [str(path), good])
+    assert prepared.report["guessed_encodings"] == {str(path): "gb18030"}
+    (told,) = [line for line in event["warnings"] if "not UTF-8" in line]
+    assert told.startswith(str(path)) and "read as gb18030, which is a guess" in told

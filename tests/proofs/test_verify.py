@@ -8,11 +8,10 @@ from safetensors.torch import load_file, save_file
 from typer.testing import CliRunner
 
 from lorakeet.adapters.manifest import seal
-from lorakeet.api.proofs.accumulation import verify_accumulation
 from lorakeet.api.proofs.adapter import verify_adapter
+from lorakeet.api.proofs.cuts import UNPACKED, verify_accumulation, verify_packing
 from lorakeet.api.proofs.data import verify_data
 from lorakeet.api.proofs.merge import verify_merge
-from lorakeet.api.proofs.packing import UNPACKED, verify_packing
 from lorakeet.api.proofs.resume import verify_resume
 from lorakeet.api.training import train
 from lorakeet.base.errors import FileFormatError

@@ -65,6 +65,7 @@ def load_tuned(run: RunFolder, recipe: Recipe, *, label_names: tuple[str, ...] =
     """
     from lorakeet.adapters.files import read_adapter
     from lorakeet.models.load import load_model
+    from lorakeet.models.templates import set_template
 
     if recipe.method.kind == "full":
         model, tokenizer = load_model(str(run.model), task=recipe.task, label_names=label_names)
@@ -72,6 +73,7 @@ def load_tuned(run: RunFolder, recipe: Recipe, *, label_names: tuple[str, ...] =
     model, tokenizer = load_model(
         recipe.base, task=recipe.task, label_names=label_names, quantization=recipe.quantization
     )
+    set_template(tokenizer, recipe.data.chat_template)
     read_adapter(model, run.adapter)
     return model, tokenizer, True
 
@@ -80,6 +82,7 @@ def _score_language_model(run: RunFolder, recipe: Recipe, emit: Emit) -> dict[st
     """Questions and perplexity, base first."""
     from lorakeet.adapters.attach import no_adapter
     from lorakeet.models.load import load_model
+    from lorakeet.models.templates import set_template
 
     model, tokenizer, is_adapter = load_tuned(run, recipe)
     tuned = _score_once(model, tokenizer, run, recipe, emit)
@@ -88,6 +91,7 @@ def _score_language_model(run: RunFolder, recipe: Recipe, emit: Emit) -> dict[st
             base = _score_once(model, tokenizer, run, recipe, emit)
     else:
         base_model, base_tokenizer = load_model(recipe.base, task=recipe.task)
+        set_template(base_tokenizer, recipe.data.chat_template)
         base = _score_once(base_model, base_tokenizer, run, recipe, emit)
     return _pair(base, tuned)
 

@@ -122,14 +122,15 @@ def main(folder: Path) -> None:
     from lorakeet.api.session import open_session, pad_id_of
     from lorakeet.base.run_folder import RunFolder
     from lorakeet.data.prepare import prepare_data
-    from lorakeet.models.load import read_tokenizer, resolve_base
+    from lorakeet.models.load import resolve_base
+    from lorakeet.models.templates import read_recipe_tokenizer
     from lorakeet.train.trial import try_steps
 
     _offer_to_the_system()
     recipe = read_recipe(folder / RECIPE)
 
     try:
-        data = prepare_data(recipe, read_tokenizer(recipe.base), folder, ignore_events)
+        data = prepare_data(recipe, read_recipe_tokenizer(recipe), folder, ignore_events)
         session = open_session(
             recipe, RunFolder(folder), resolve_base(recipe.base), data, ignore_events
         )

@@ -46,7 +46,8 @@ def plan(
         RecipeError, FileFormatError: the recipe or the base's config.json is wrong.
         MachineError: with ``measure``, the steps do not fit.
     """
-    from lorakeet.models.load import read_tokenizer, resolve_base
+    from lorakeet.models.load import resolve_base
+    from lorakeet.models.templates import read_recipe_tokenizer
     from lorakeet.plan.choose import make_plan
 
     asked = to_recipe(recipe, overrides=overrides)
@@ -57,7 +58,7 @@ def plan(
 
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = prepare_data(asked, read_tokenizer(asked.base), folder, ignore_events)
+        data = prepare_data(asked, read_recipe_tokenizer(asked), folder, ignore_events)
         asked = settle_widths(asked, base, data, folder / "widths.json", ignore_events)
         saved = estimate_saved_fraction(asked, data.train)
         known = describe_data(asked, data, saved_fraction=saved)
@@ -257,7 +258,7 @@ def check_data(recipe: RecipeLike, folder: str | Path, *, emit: Emit, **options:
         ``data.prepare.PreparedData``.
     """
     from lorakeet.data.prepare import prepare_data
-    from lorakeet.models.load import read_tokenizer
+    from lorakeet.models.templates import read_recipe_tokenizer
 
     asked = to_recipe(recipe, **options)
-    return prepare_data(asked, read_tokenizer(asked.base), Path(folder), emit)
+    return prepare_data(asked, read_recipe_tokenizer(asked), Path(folder), emit)

@@ -58,14 +58,15 @@ def try_rates(
     from lorakeet.api.session import open_session, pad_id_of
     from lorakeet.base.run_folder import RunFolder
     from lorakeet.data.prepare import prepare_data
-    from lorakeet.models.load import read_tokenizer, resolve_base
+    from lorakeet.models.load import resolve_base
+    from lorakeet.models.templates import read_recipe_tokenizer
     from lorakeet.train.sweep import sweep_rates
 
     asked = to_recipe(recipe, overrides=overrides)
     base = resolve_base(asked.base)
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
-        data = prepare_data(asked, read_tokenizer(asked.base), folder, ignore_events)
+        data = prepare_data(asked, read_recipe_tokenizer(asked), folder, ignore_events)
         session = open_session(asked, RunFolder(folder), base, data, ignore_events)
         pad_id = pad_id_of(session.tokenizer)
         found = sweep_rates(session.model, asked, data, pad_id=pad_id, emit=ignore_events)

@@ -46,11 +46,13 @@ def open_session(
     from lorakeet.models.load import load_model
     from lorakeet.models.methods import apply_method
     from lorakeet.models.narrow import narrow_frozen
+    from lorakeet.models.templates import set_template
 
     model, tokenizer = load_model(
         recipe.base, task=recipe.task, label_names=data.label_names,
         quantization=recipe.quantization,
     )  # fmt: skip
+    set_template(tokenizer, recipe.data.chat_template)
     apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed, base=recipe.base)
     narrow_frozen(model)
     return Session(

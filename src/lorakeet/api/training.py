@@ -149,16 +149,17 @@ def _train_in(
 ) -> Trained:
     """All stages of a training run, new or resumed."""
     from lorakeet.data.prepare import prepare_data
-    from lorakeet.models.load import read_tokenizer, resolve_base
+    from lorakeet.models.load import resolve_base
     from lorakeet.models.methods import check_method
     from lorakeet.models.remote_code import find_remote_code, is_remote_code_trusted
+    from lorakeet.models.templates import read_recipe_tokenizer
 
     base_folder = resolve_base(recipe.base)
     check_method(recipe)
     if is_remote_code_trusted() and (code := find_remote_code(base_folder)):
         emit("remote_code", base=recipe.base, files=code)
     with stage(emit, "data"):
-        tokenizer = read_tokenizer(recipe.base)
+        tokenizer = read_recipe_tokenizer(recipe)
         data = prepare_data(recipe, tokenizer, run.data, emit)
     recipe = settle_widths(recipe, base_folder, data, run.widths, emit)
     if not (is_resumed and run.resolved.is_file()):

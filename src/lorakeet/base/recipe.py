@@ -72,6 +72,11 @@ class DataSettings(Section):
     labels: Names | None = setting(None, "class names for task classify; found when absent")
     text_column: str | None = setting(None, "the column of the text, when it is not recognised")
     label_column: str | None = setting(None, "the column of the label or answer, likewise")
+    chat_template: str | None = setting(
+        None,
+        "for a base without a chat template: plain, alpaca, or a jinja file",
+        why="null takes the base's own, which it was trained with",
+    )
     system: str | None = setting(None, "a system prompt for conversations that have none")
     workers: int | Literal["auto"] = setting(
         "auto",

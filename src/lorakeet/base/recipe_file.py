@@ -98,7 +98,11 @@ def _find_beside(folder: Path, recipe: Recipe) -> Recipe:
         source.model_copy(update={"path": find(source.path)}) for source in recipe.data.train
     )
     data = recipe.data.model_copy(
-        update={"train": sources, "validation": find(recipe.data.validation)}
+        update={
+            "train": sources,
+            "validation": find(recipe.data.validation),
+            "chat_template": find(recipe.data.chat_template),
+        }
     )
     questions = {name: find(getattr(recipe.evaluate, name)) for name in ("questions", "general")}
     evaluate = recipe.evaluate.model_copy(update=questions)

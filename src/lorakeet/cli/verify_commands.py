@@ -39,7 +39,7 @@ def accumulation(
     trust: Trust = False,
 ) -> None:
     """Compare one step cut as 1 x 8, 2 x 4 and 8 x 1: the gradients must be the same."""
-    from lorakeet.api.proofs.accumulation import verify_accumulation
+    from lorakeet.api.proofs.cuts import verify_accumulation
 
     _show(verify_accumulation(place), as_json)
 
@@ -51,7 +51,7 @@ def packing(
     trust: Trust = False,
 ) -> None:
     """Compare one step packed, padded and one sample by one: the gradients must be the same."""
-    from lorakeet.api.proofs.packing import verify_packing
+    from lorakeet.api.proofs.cuts import verify_packing
 
     _show(verify_packing(place), as_json)
 

@@ -37,6 +37,7 @@ _MARKS = (
     (codecs.BOM_UTF16_LE, "utf-16"),
     (codecs.BOM_UTF16_BE, "utf-16"),
 )
+_NO_TEXT = (".pdf", ".parquet")
 _ESCAPED_BYTE = re.compile("[\ud800-\udfff]")
 
 
@@ -116,6 +117,21 @@ def read_encoding(path: Path) -> str:
             "Name the file by what it is, such as .pdf or .parquet, or convert it to text."
         )
     return encoding
+
+
+def find_guess(path: Path) -> str | None:
+    """The encoding that was guessed by statistics; None for UTF-8, a mark, or no text.
+
+    A guess can be wrong without a bad byte: most single-byte encodings read any file.
+    """
+    if path.suffix.lower() in _NO_TEXT:
+        return None
+    try:
+        encoding = read_encoding(path)
+    except DataError:
+        return None
+    is_marked = encoding == "utf-8" or encoding in {name for _, name in _MARKS}
+    return None if is_marked else encoding
 
 
 def open_text(path: Path) -> io.TextIOWrapper:

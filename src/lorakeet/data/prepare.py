@@ -24,6 +24,7 @@ from lorakeet.base.stamps import fingerprint
 from lorakeet.data.chunk import ChunkEncoder, to_dropped
 from lorakeet.data.dedup import Deduplicator
 from lorakeet.data.encode import Met
+from lorakeet.data.encodings import find_guess
 from lorakeet.data.lint import DataLinter
 from lorakeet.data.render import Tokenizer
 from lorakeet.data.schemas import to_sample
@@ -219,14 +220,26 @@ def _make_report(stage: DataStage, folder: Path, digest: str) -> dict[str, Any]:
         for path in source_paths(stage.recipe)
         for file in list_files(path)
     }
+    guesses = {file: guess for file in files if (guess := find_guess(Path(file)))}
     return {
         **report,
+        "warnings": [*report["warnings"], *map(_tell_guess, guesses.items())],
+        "guessed_encodings": guesses,
         "num_train": len(ShardReader(folder / "train")),
         "num_validation": len(ShardReader(folder / "validation")),
         "label_names": list(stage.label_names),
         "fingerprint": {"files": files, "chat_template": _digest_template(stage.tokenizer)},
         "inputs": digest,
     }
+
+
+def _tell_guess(found: tuple[str, str]) -> str:
+    """What to do about a file whose encoding had to be guessed."""
+    path, encoding = found
+    return (
+        f"{path} is not UTF-8; it was read as {encoding}, which is a guess. Look at it with "
+        f"'lorakeet data show {path}', and save it as UTF-8 where characters are wrong."
+    )
 
 
 def _open(folder: Path, report: dict[str, Any]) -> PreparedData:

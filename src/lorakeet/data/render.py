@@ -59,7 +59,8 @@ def render(turns: Sequence[Turn], tokenizer: Tokenizer, *, ask: bool = False) ->
     if not tokenizer.chat_template:
         raise DataError(
             "the tokenizer has no chat template, so a conversation cannot be rendered. Take an "
-            "instruct model as base, or set task: text to train on plain text."
+            "instruct model as base, set data.chat_template: plain, or set task: text to train on "
+            "plain text."
         )
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:

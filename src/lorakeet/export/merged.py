@@ -50,6 +50,7 @@ from lorakeet.models.base_hash import check_adapter
 from lorakeet.models.load import build_without_weights, load_model, read_tokenizer, resolve_base
 from lorakeet.models.quiet import no_bars
 from lorakeet.models.remote_code import copy_remote_code
+from lorakeet.models.templates import adopt_template
 from lorakeet.quant.convert import dequantize_model
 
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "float16": torch.float16}
@@ -167,6 +168,7 @@ def _write_files(order: MergeOrder, folder: Path) -> Written:
         expected = measure_outputs(model, tokenizer, request)
     else:
         tokenizer = read_tokenizer(base)
+    adopt_template(tokenizer, adapter_folder)
     empty = None if request.task == "classify" else build_without_weights(base)
     plan = _plan(order, empty, stored_as)
     if plan.obstacles and model is None:

@@ -149,11 +149,14 @@ def build_without_weights(
     labels = _label_settings(label_names) if is_classifier and label_names else {}
     model_class: Any = AutoModelForSequenceClassification if is_classifier else AutoModelForCausalLM
     try:
-        trust = is_remote_code_trusted()
-        config = AutoConfig.from_pretrained(folder, trust_remote_code=trust, **labels)
+        config = AutoConfig.from_pretrained(
+            folder, trust_remote_code=is_remote_code_trusted(), **labels
+        )
         given = {} if dtype is None else {"dtype": getattr(torch, dtype)}
         with torch.device("meta"):
-            model = model_class.from_config(config, trust_remote_code=trust, **given)
+            model = model_class.from_config(
+                config, trust_remote_code=is_remote_code_trusted(), **given
+            )
         if (folder / "generation_config.json").is_file() and not is_classifier:
             model.generation_config = GenerationConfig.from_pretrained(folder)
         return model

@@ -32,6 +32,7 @@ from lorakeet.base.records import Completion, Turn
 from lorakeet.infer.generate import encode_prompt, generate
 from lorakeet.models.base_hash import check_adapter
 from lorakeet.models.load import load_model
+from lorakeet.models.templates import adopt_template
 from lorakeet.models.trained_form import read_trained_form
 from lorakeet.serve.adapter_store import AdapterStore, AdapterVersion
 from lorakeet.serve.residents import Residents
@@ -206,7 +207,10 @@ class Engine:
             FileFormatError: the folder is damaged or does not fit the base.
             MismatchError: the folder changed while it was read.
         """
-        return self._residents.load(name, folder)
+        version = self._residents.load(name, folder)
+        with self._tokenizer_lock:
+            adopt_template(self.tokenizer, folder)
+        return version
 
     def unload_adapter(self, name: str) -> None:
         """Takes the name away at once; the weights go when their last request has ended.
