@@ -230,3 +230,34 @@ def test_dequantising_gives_plain_frozen_layers():
     torch.testing.assert_close(model(input_ids=ids).logits, plain(input_ids=ids).logits)
     assert type(plain.get_submodule(names[0])) is type(build("gpt2").get_submodule(names[0]))
     assert not plain.get_submodule(names[0]).weight.requires_grad
+
+
+def rounded_rows(x):
+    """The formula of a row: round(127 x / max |x|), and max |x| / 127."""
+    largest = x.abs().amax(dim=-1, keepdim=True)
+    return (x * (127 / largest)).round().to(torch.int64), largest / 127
+
+
+@pytest.mark.parametrize("num_in", [37, 64, 3000])  # one chunk, and several
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_products_of_rounded_inputs_are_sums_of_whole_numbers(num_in, dtype):
+    layer = make_layer(QuantizedForm(kind="int8"), num_in=num_in, has_bias=False)
+    layer.rounds_inputs = True
+    x = torch.randn(5, num_in, generator=torch.Generator().manual_seed(1)).to(dtype)
+    codes, scales = rounded_rows(x.float())
+    sums = codes @ layer.codes.to(torch.int64).T
+    with torch.no_grad():
+        found = layer(x)
+        assert torch.equal(found, (sums.float() * scales * layer.scales).to(dtype))
+        assert torch.equal(layer(x[2:3]), found[2:3])
+    plain = x.float() @ layer.weight.T
+    assert (found.float() - plain).abs().max() < 0.03 * plain.abs().max()
+
+
+def test_rounded_inputs_of_zeros_and_nan_stay_in_their_row():
+    layer = make_layer(QuantizedForm(kind="int8"), has_bias=False)
+    layer.rounds_inputs = True
+    x = torch.randn(3, 64)
+    x[0], x[1, 3] = 0, torch.nan
+    found = layer.multiply(x)
+    assert (found[0] == 0).all() and found[1].isnan().all() and found[2].isfinite().all()

@@ -9,7 +9,7 @@ import torch
 
 from lorakeet.api.resolve import recipe_of_run
 from lorakeet.api.training import train
-from lorakeet.base.errors import RequestError
+from lorakeet.base.errors import RecipeError, RequestError
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.recipe_file import recipe_from_dict
 from lorakeet.base.run_folder import RunFolder
@@ -88,6 +88,15 @@ def test_another_run_takes_the_widths_from_the_cache(run, tmp_path):
     rows = cache.parent
     second = train(make_recipe(rows, cache=str(cache)), tmp_path / "second")
     assert recipe_of_run(RunFolder(second.folder)).quantization.widths[name] == "none"
+
+
+def test_inputs_in_8_bits_are_for_inference_alone(tmp_path):
+    model, _ = load_model("starter", quantization="int8-activations")
+    assert all(layer.rounds_inputs for layer in held_layers(model).values())
+    with pytest.raises(ValueError, match="activations int8 needs kind int8"):
+        QuantizationSettings(kind="nf4", activations="int8")
+    with pytest.raises(RecipeError, match="serve with --quantization int8-activations"):
+        make_recipe(tmp_path, kind="int8", activations="int8")
 
 
 def test_widths_that_cannot_be_are_refused(tmp_path):

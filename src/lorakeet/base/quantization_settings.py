@@ -12,6 +12,7 @@ from lorakeet.base.section import Names, Section, setting
 
 BLOCK_SIZES = (64, 128, 256, 512, 1024, 2048, 4096)
 QuantizationKind = Literal["none", "nf4", "fp4", "int8", "mixed"]
+BOTH_INT8 = "int8-activations"
 _WIDTH = re.compile(r"(none|int8)|(nf4|fp4)(?:/([0-9]+))?")
 
 
@@ -35,6 +36,11 @@ class QuantizationSettings(Section):
     )
     exclude: str | Names = setting(
         (), "layers that keep their bits: names, or an expression; a name covers what is inside"
+    )
+    activations: Literal["full", "int8"] = setting(
+        "full",
+        "int8 rounds the inputs of int8 layers too, row by row; to serve and evaluate only",
+        why="weights alone in 8 bits keep the answers closer",
     )
     bits_per_weight: float = setting(
         5.0, "mixed: the mean over the layers in few bits, scales included", gt=4, le=16
@@ -74,6 +80,8 @@ class QuantizationSettings(Section):
                 f"widths holds {', '.join(wrong[:3])}; known are none, int8, nf4, fp4, and nf4/K "
                 "with a known block size K"
             )
+        if self.activations == "int8" and self.kind not in ("int8", "mixed"):
+            problems.append(f"activations int8 needs kind int8, and kind is {self.kind}")
         if self.widths and self.kind != "mixed":
             problems.append(f"widths belong to kind mixed, and kind is {self.kind}")
         if problems:
@@ -91,7 +99,7 @@ class QuantizationSettings(Section):
         >>> sorted(QuantizationSettings(kind="int8").describe_form())
         ['block_size', 'double', 'exclude', 'include', 'kind']
         """
-        beside = {"cache", "calibration_rows"}
+        beside = {"cache", "calibration_rows", "activations"}
         if self.kind != "mixed":
             beside |= {"bits_per_weight", "widths"}
         return self.model_dump(mode="json", exclude=beside)
@@ -110,14 +118,22 @@ def is_width(width: str) -> bool:
 def to_quantization(asked: QuantizationSettings | str | None) -> QuantizationSettings | None:
     """Settings of a kind's name; settings and None as they are.
 
+    ``int8-activations`` is int8 whose inputs are rounded too.
+
     >>> to_quantization("nf4").block_size
     64
+    >>> to_quantization("int8-activations").activations
+    'int8'
 
     Raises:
         RequestError: an unknown kind.
     """
     if not isinstance(asked, str):
         return asked
+    if asked == BOTH_INT8:
+        return QuantizationSettings(kind="int8", activations="int8")
     if asked not in (kinds := get_args(QuantizationKind)):
-        raise RequestError(f"quantization is '{asked}'; known are {', '.join(kinds)}.")
+        raise RequestError(
+            f"quantization is '{asked}'; known are {', '.join((*kinds, BOTH_INT8))}."
+        )
     return QuantizationSettings(kind=asked)

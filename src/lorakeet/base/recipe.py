@@ -216,4 +216,10 @@ class Recipe(Section):
                 "method.start loftq repairs the rounding of a quantised base, and "
                 "quantization.kind is off; set it to nf4 or int8, or leave start out"
             )
+        if self.quantization.activations != "full":
+            raise ValueError(
+                "quantization.activations int8 is to serve and evaluate, as gradients need the "
+                "inputs that were there. Leave it out, and serve with --quantization "
+                "int8-activations"
+            )
         return self

@@ -16,7 +16,8 @@ Base = Annotated[str, typer.Option(help="A folder, a Hub id, ms://owner/name, or
 Bits = Annotated[
     str | None,
     typer.Option(
-        "--quantization", help="nf4, fp4, int8 or none; as the adapters were trained if absent."
+        "--quantization",
+        help="nf4, fp4, int8, int8-activations or none; as the adapters were trained if absent.",
     ),
 ]
 OtherBase = Annotated[

@@ -52,10 +52,13 @@ def load_quantized(
     place = None if is_prequantized(folder) else cache_place(folder, settings, model, dtype)
     if place is not None and is_fresh(place, folder):
         fill_quantized(model, place, QuantizationSettings(), dtype=dtype)
-        return
-    fill_quantized(model, folder, settings, dtype=dtype)
-    if place is not None:
-        write_cache(model, place, folder, settings)
+    else:
+        fill_quantized(model, folder, settings, dtype=dtype)
+        if place is not None:
+            write_cache(model, place, folder, settings)
+    for module in model.modules():
+        if isinstance(module, QuantizedLinear):
+            module.rounds_inputs = settings.activations == "int8"
 
 
 def cache_place(

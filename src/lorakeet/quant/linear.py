@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorakeet.quant.int8 import Int8Weight
+from lorakeet.quant.int8 import Int8Weight, multiply_rounded
 from lorakeet.quant.kernels import (
     dequantize_nf4,
     dequantize_rows,
@@ -66,6 +66,8 @@ class QuantizedLinear(nn.Module):
         bias: [out] or None; kept as it is, frozen.
         scratch: shared with other layers; None makes an own one.
         was_conv1d: whether it stands for GPT-2's Conv1D, whose weight is [in, out].
+
+    ``rounds_inputs`` (int8 only, for inference) rounds x to 8 bits as well, row by row.
     """
 
     def __init__(
@@ -83,6 +85,7 @@ class QuantizedLinear(nn.Module):
         self.dtype = weight.dtype
         self.was_conv1d = was_conv1d
         self.scratch = scratch or Scratch()
+        self.rounds_inputs = False
         self.register_buffer("codes", weight.codes)
         if isinstance(weight.scales, QuantizedScales):
             for name in _DOUBLE:
@@ -140,8 +143,9 @@ class QuantizedLinear(nn.Module):
             [..., out], no view of another tensor, as models add to it in place.
         """
         weight, bias = self.quantized, None if self.bias is None else self.bias.to(x.dtype)
-        if is_few(x, weight):
-            y = multiply(x, weight)
+        is_rounded = self.rounds_inputs and isinstance(weight, Int8Weight)
+        if is_rounded or is_few(x, weight):
+            y = multiply_rounded(x, weight) if is_rounded else multiply(x, weight)
             return y if bias is None else y.add_(bias)
         y = x.new_empty(*x.shape[:-1], self.out_features)
         x_TI, y_TO = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
