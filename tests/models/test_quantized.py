@@ -15,7 +15,7 @@ from lorakeet.adapters.targets import linear_names
 from lorakeet.base.errors import FileFormatError, MachineError, NumericsError, RequestError
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.models import quantized_cache
-from lorakeet.models.load import load_model
+from lorakeet.models.load import load_model, resolve_base
 from lorakeet.quant.convert import QuantizedForm, dequantize_model, quantize_model
 from lorakeet.quant.linear import QuantizedLinear
 from tests.families import ALL, DECODERS, build, some_ids
@@ -266,7 +266,7 @@ def test_bad_bases_are_refused_with_their_reason(tmp_path):
     method = {"quantization_config": {"quant_method": "gptq", "bits": 4}}
     (base / "config.json").write_text(json.dumps(config | method))
     with pytest.raises(FileFormatError, match="quantised by 'gptq'"):
-        load_model(str(base))
+        resolve_base(str(base))  # before any work
 
 
 def test_a_full_disk_is_told_with_what_is_needed(tmp_path, monkeypatch):

@@ -16,6 +16,7 @@ from lorakeet.base.run_folder import read_json
 from lorakeet.models.fetch import fetch_from_hub, fetch_from_modelscope, first_line
 from lorakeet.models.quiet import no_bars
 from lorakeet.models.remote_code import is_remote_code_trusted, refuse_remote_code
+from lorakeet.models.stored_form import is_prequantized
 
 EMBEDDED_STARTER = Path(__file__).resolve().parents[1] / "embedded" / "starter"
 STARTER = "starter"
@@ -106,7 +107,6 @@ def load_model(
     """
     import torch
 
-    from lorakeet.models.quantized import is_prequantized
     from lorakeet.models.quantized_cache import load_quantized
 
     folder = resolve_base(base)
@@ -252,7 +252,7 @@ def _refuse_incomplete(folder: Path, info: Any, *, is_classifier: bool) -> None:
 
 
 def _checked(folder: Path) -> Path:
-    """A folder that holds a configuration and safe weights.
+    """A folder that holds a configuration and safe weights in a form that is read here.
 
     Raises:
         FileFormatError: it does not.
@@ -273,4 +273,5 @@ def _checked(folder: Path) -> Path:
             f"{folder}: the weights are a pickle (.bin), which can run code when it is opened. "
             "Needed are safetensors; most Hub models offer both."
         )
+    is_prequantized(folder)  # refuses what another method has quantised, before any work
     return folder

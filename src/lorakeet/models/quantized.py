@@ -26,30 +26,11 @@ from lorakeet.adapters.layer import is_conv1d, sizes_of
 from lorakeet.adapters.targets import HEAD_NAMES
 from lorakeet.base.errors import FileFormatError, NumericsError, RequestError
 from lorakeet.base.quantization_settings import QuantizationSettings
-from lorakeet.base.run_folder import read_json
 from lorakeet.models.quantized_choice import check_blocks, choose_forms
 from lorakeet.models.quantized_files import find_quantized, read_quantized
 from lorakeet.models.weight_files import TensorFiles, find_renamed, find_sources, find_tensors
 from lorakeet.quant.convert import QuantizedForm, quantize_weight, replace_module, with_dtype
 from lorakeet.quant.linear import Quantized, QuantizedLinear, Scratch
-
-
-def is_prequantized(folder: Path) -> bool:
-    """Whether a base is quantised already.
-
-    Raises:
-        FileFormatError: by another method than bitsandbytes.
-    """
-    found = read_json(folder / "config.json").get("quantization_config")
-    if not found:
-        return False
-    method = found.get("quant_method", "bitsandbytes")
-    if method != "bitsandbytes":
-        raise FileFormatError(
-            f"{folder}: the weights are quantised by '{method}', which is not read here. Needed is "
-            "the full-precision model, or one that bitsandbytes quantised."
-        )
-    return True
 
 
 def fill_quantized(

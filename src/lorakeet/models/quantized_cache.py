@@ -26,8 +26,9 @@ from torch import nn
 from lorakeet.base.errors import FileFormatError, MachineError
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.run_folder import read_json, sha256_folder, to_disk_error, write_json
-from lorakeet.models.quantized import fill_quantized, is_prequantized
+from lorakeet.models.quantized import fill_quantized
 from lorakeet.models.quantized_files import to_file_tensors, to_transformers_config
+from lorakeet.models.stored_form import is_prequantized
 from lorakeet.models.weight_files import SINGLE, find_tensors
 from lorakeet.quant.linear import QuantizedLinear
 
