@@ -25,7 +25,7 @@ from lorakeet.adapters.settings import PISSA_FAST
 from lorakeet.adapters.start import principal_factors
 from lorakeet.base.errors import RequestError
 from lorakeet.models.load import build_without_weights, resolve_base
-from lorakeet.models.quantized import is_prequantized
+from lorakeet.models.stored_form import is_prequantized
 from lorakeet.models.weight_files import TensorFiles, find_renamed, find_sources, find_tensors
 from lorakeet.quant.linear import QuantizedLinear
 
