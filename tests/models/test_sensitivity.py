@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from lorakeet.adapters.targets import linear_names
+from lorakeet.base.errors import NumericsError
 from lorakeet.models.score import score_targets
 from lorakeet.models.sensitivity import measure_sensitivity, rounded
 from lorakeet.quant.convert import QuantizedForm
@@ -73,6 +74,15 @@ def test_rounded_layers_stand_in_the_model_and_leave_it_as_it_was():
         assert float(score(model, ids)[0]) != float(before)
     assert all(isinstance(model.get_submodule(name), nn.Linear) for name in names)
     assert float(score(model, ids)[0]) == float(before)
+
+
+def test_nan_in_a_weight_is_told_with_its_layer():
+    model = build("llama")
+    name = linear_names(model)[3]
+    with torch.no_grad():
+        model.get_submodule(name).weight[0, 0] = torch.nan
+    with pytest.raises(NumericsError, match=f"^{name}: a weight of .* holds NaN"):
+        measure_sensitivity(model, [], score, dict.fromkeys(linear_names(model), FORMS))
 
 
 @pytest.mark.slow

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 
 from lorakeet.adapters.layer import is_conv1d
+from lorakeet.base.errors import NumericsError
 from lorakeet.quant.convert import QuantizedForm, quantize_weight, replace_module
 from lorakeet.quant.linear import QuantizedLinear, Scratch, expand
 
@@ -83,7 +84,12 @@ def measure_sensitivity(
     Raises:
         ShapeError, NumericsError: as ``quantize_weight``.
     """
-    layers = {name: Layer(model.get_submodule(name), own) for name, own in forms.items()}
+    layers = {}
+    for name, own in forms.items():
+        try:
+            layers[name] = Layer(model.get_submodule(name), own)
+        except NumericsError as error:
+            raise NumericsError(f"{name}: {error}") from error
     model.requires_grad_(False)
     handles = [_watch(layer) for layer in layers.values()]
     handles.append(model.get_input_embeddings().register_forward_hook(_begin_graph))
