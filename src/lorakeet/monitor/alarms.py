@@ -103,7 +103,8 @@ class AlarmWatch:
         is_over = newer < (1 - PLATEAU_END_FRACTION) * self._plateau_loss
         self._set("plateau", is_flat, step,
                   f"the loss has stayed near {newer:.3g} for {2 * PLATEAU_STEPS} steps. Either the "
-                  "model has learned what it can, or the rate is too low.",
+                  "model has learned what it can: stop, the best weights are kept. Or the rate is "
+                  "too low: raise train.learning_rate.",
                   is_over=is_over)  # fmt: skip
 
     def _hear_first_batch(self, fields: dict[str, Any]) -> None:
@@ -111,8 +112,9 @@ class AlarmWatch:
         is_unlike = base is not None and not _are_close(loss, base)
         self._set("unlike-base", is_unlike and fields.get("starts_at_base", True), fields["step"],
                   f"before the first step the loss is {loss:.4g}, and {base or 0:.4g} without the "
-                  "adapter. An empty adapter changes nothing, so it is not empty or its layers do "
-                  "not hand the base's values on.")  # fmt: skip
+                  "adapter. An empty adapter changes nothing, so this one is not empty, or its "
+                  "layers do not hand the base's values on: prove it with 'lorakeet verify "
+                  "adapter', or start anew with method.start: default.")  # fmt: skip
         is_guess = guess is not None and loss >= GUESS_FRACTION * guess
         self._set("no-knowledge", is_guess, fields["step"],
                   f"before the first step the loss is {loss:.3g} nats, and a guess among all "
@@ -144,8 +146,9 @@ class AlarmWatch:
     def _hear_answers(self, fields: dict[str, Any]) -> None:
         bad = [prompt for prompt, answer in fields["answers"] if is_degenerate(answer)]
         self._set("repeating", bool(bad), fields["step"],
-                  f"the answer to '{(bad or [''])[0]}' is empty or repeats itself. Often a "
-                  "learning rate that is too high, or an end of turn that is not trained.",
+                  f"the answer to '{(bad or [''])[0]}' is empty or repeats itself. Often "
+                  "the learning rate is too high: lower train.learning_rate. Or the end of the "
+                  "answers is not trained: look at it with 'lorakeet data show'.",
         )  # fmt: skip
 
     def _hold(self, code: str, is_on: bool, step: int, message: str) -> None:
