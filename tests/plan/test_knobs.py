@@ -52,7 +52,8 @@ def test_a_knob_saves_what_the_changed_recipe_needs_less(name, has_gpu, tmp_path
 
 
 def test_every_kind_of_knob_is_told(tmp_path):
-    knobs = plan_of(tmp_path, {}, has_gpu=False)[0].knobs
+    short = {"data": {"train": "a.jsonl", "max_tokens": 256}}
+    knobs = plan_of(tmp_path, short, has_gpu=False)[0].knobs
     assert {knob.setting.split(":")[0] for knob in knobs} == {
         "train.micro_batch_tokens", "quantization.kind", "method.rank", "train.optimizer",
         "data.validation",

@@ -122,6 +122,7 @@ def describe_data(recipe: Recipe, data: Any, *, saved_fraction: float = 0.0) -> 
         num_run_tokens=round((1 - saved_fraction) * count_run_tokens(recipe, lengths)),
         num_labels=len(data.label_names) or None,
         max_micro_batch_tokens=max(1, min(limit, most)),
+        longest_row=longest[0],
         row_tokens=sum(int(n) ** 2 for n in lengths) / max(1, sum(int(n) for n in lengths)),
     )
 

@@ -21,6 +21,7 @@ class PlanCase:
     Args:
         micro_batch_tokens: T, of the largest micro-batch.
         row_tokens: of the sample that a token stands in, on average over tokens.
+        longest_row: tokens of the longest sample, as far as it is known.
         rates: None where the card is not known.
         num_run_tokens: of all epochs; None where the data are not known.
     """
@@ -31,6 +32,7 @@ class PlanCase:
     machine: Hardware
     micro_batch_tokens: int
     row_tokens: float
+    longest_row: int
     rates: Rates | None
     num_run_tokens: int | None
     price_per_hour: float | None

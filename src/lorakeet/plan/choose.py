@@ -113,12 +113,14 @@ class DataFacts:
         max_micro_batch_tokens: of the longest rows that can meet; the recipe's limit when None.
         row_tokens: of the sample that a token stands in, on average over tokens; half of
             ``data.max_tokens`` when None.
+        longest_row: tokens of the longest sample; ``data.max_tokens`` when None.
     """
 
     num_run_tokens: int | None = None
     num_labels: int | None = None
     max_micro_batch_tokens: int | None = None
     row_tokens: float | None = None
+    longest_row: int | None = None
 
 
 def make_plan(
@@ -153,6 +155,7 @@ def make_plan(
         machine=machine,
         micro_batch_tokens=known.max_micro_batch_tokens or count_micro_batch_tokens(recipe),
         row_tokens=known.row_tokens or recipe.data.max_tokens / 2,
+        longest_row=known.longest_row or recipe.data.max_tokens,
         rates=find_rates(machine),
         num_run_tokens=known.num_run_tokens,
         price_per_hour=price_per_hour,
@@ -166,7 +169,7 @@ def make_plan(
         advice=tuple(advise(recipe, facts, case.counted)),
         remedies=tuple(list_remedies(case, asked, chosen)),
         knobs=list_knobs(recipe, facts, asked, micro_batch_tokens=case.micro_batch_tokens,
-                         is_gpu=bool(machine.gpus)),
+                         longest_row=case.longest_row, is_gpu=bool(machine.gpus)),
     )  # fmt: skip
 
 

@@ -40,11 +40,18 @@ class _Asked:
 
 
 def list_knobs(
-    recipe: Recipe, facts: ModelFacts, kind: str, *, micro_batch_tokens: int, is_gpu: bool
+    recipe: Recipe,
+    facts: ModelFacts,
+    kind: str,
+    *,
+    micro_batch_tokens: int,
+    longest_row: int,
+    is_gpu: bool,
 ) -> tuple[Knob, ...]:
     """The changes that save memory, the largest first.
 
     Args:
+        longest_row: tokens of the longest sample, which a micro-batch cannot be below.
         kind: one of ``KINDS``, what the recipe asks for.
     """
 
@@ -53,22 +60,25 @@ def list_knobs(
         case = to_memory_case(asked.recipe, counted, micro_batch_tokens=asked.tokens, is_gpu=is_gpu)
         return estimate_memory(facts, asked.kind, case).total
 
+    must_cut_rows = longest_row > micro_batch_tokens // 2
     now = need(_Asked(recipe=recipe, kind=kind, tokens=micro_batch_tokens))
     found = [
         Knob(setting=setting, saved_bytes=now - need(asked))
-        for setting, asked in _list_changes(recipe, kind, micro_batch_tokens, is_gpu=is_gpu)
+        for setting, asked in _list_changes(
+            recipe, kind, micro_batch_tokens, must_cut_rows=must_cut_rows, is_gpu=is_gpu
+        )
     ]
     kept = [knob for knob in found if knob.saved_bytes >= MIN_SAVED_BYTES]
     return tuple(sorted(kept, key=lambda knob: -knob.saved_bytes))
 
 
 def _list_changes(
-    recipe: Recipe, kind: str, tokens: int, *, is_gpu: bool
+    recipe: Recipe, kind: str, tokens: int, *, must_cut_rows: bool, is_gpu: bool
 ) -> Iterator[tuple[str, _Asked]]:
     """Settings in a recipe's words, and the recipe with each."""
     half, method = tokens // 2, recipe.method
     if half >= MIN_TOKENS:
-        also = "" if recipe.data.max_tokens <= half else " and data.max_tokens"
+        also = " and data.max_tokens" if must_cut_rows else ""
         yield (f"train.micro_batch_tokens{also}: {half}",
                _Asked(recipe=recipe, kind=kind, tokens=half))  # fmt: skip
     if kind == "full":

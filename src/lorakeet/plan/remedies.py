@@ -53,5 +53,5 @@ def _find_tokens(case: PlanCase, kind: str) -> int | None:
 
 def _spell_tokens(case: PlanCase, tokens: int) -> str:
     """The settings that bound a micro-batch, which never splits a row."""
-    also = "" if case.recipe.data.max_tokens <= tokens else " and data.max_tokens"
+    also = "" if case.longest_row <= tokens else " and data.max_tokens"
     return f"train.micro_batch_tokens{also} of {tokens}"

@@ -89,7 +89,7 @@ def _render_measured(measured: dict[str, Any]) -> RenderableType:
     found = measured["tokens_per_s"]
     off = f"{100 * (found / rate - 1):+.0f} %" if rate else "-"
     table.add_row("tok/s", _to_speed(rate), _to_speed(found), off)
-    notes = [f"{measured['num_steps']} timed steps; the largest micro-batch had "
+    notes = [f"Timed steps: {measured['num_steps']}; the largest micro-batch had "
              f"{measured['longest_tokens']:,} tokens. At this rate the run takes "
              f"{to_readable_seconds(measured['run_s'])} without validation."]  # fmt: skip
     if measured["cost"] is not None:
