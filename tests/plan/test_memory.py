@@ -111,7 +111,7 @@ def test_paged_moments_take_one_piece_of_a_gpu():
 
 
 def test_activations_are_what_layers_keep_and_the_logits_stop_at_a_chunk(facts):
-    kept = (4 * HIDDEN + 4 * HIDDEN + 3 * FFN) * LAYERS + 16 * 7 * LAYERS
+    kept = (4 * HIDDEN + 4 * HIDDEN + 2 * FFN) * LAYERS + 16 * 7 * LAYERS
 
     def expected(tokens, logits_bytes):
         a_token = (WASTE * kept + 3 * HIDDEN) * 4
@@ -135,9 +135,10 @@ def test_dora_keeps_two_outputs_of_each_module_and_full_the_gradients_of_both_ta
     outputs, ranks = OUTPUTS, 16 * 7
     share = WASTE * TOKENS * 4 * LAYERS
     hole = outputs * TOKENS * 4 * LAYERS
-    assert dora - lora == pytest.approx(2 * outputs * share + hole, abs=1)
-    assert adalora - lora == pytest.approx(ranks * share + 2 * hole, abs=1)
-    assert full - lora == pytest.approx(2 * 4 * VOCABULARY * HIDDEN - ranks * share, abs=1)
+    assert dora - lora == pytest.approx((2 * outputs + FFN) * share + hole, abs=1)
+    assert adalora - lora == pytest.approx((ranks + FFN) * share + 2 * hole, abs=1)
+    tables = 2 * 4 * VOCABULARY * HIDDEN
+    assert full - lora == pytest.approx(tables + (FFN - ranks) * share, abs=1)
 
 
 @pytest.mark.parametrize("method", [

@@ -30,7 +30,8 @@ width of all query heads; what a layer keeps a token for its backward pass is:
 
     4 D     the residual stream twice (the two norms keep it) and the two norms' answers
     2 Q     the queries, and attention's answer;  2 K  keys and values, K wide
-    3 F     a gated feed-forward part: gate, up and their product; 2 F without a gate
+    3 F     a gated feed-forward part: gate, up and their product; 2 F without a gate, and
+            for LoRA, which makes the product again
     r       of each adapted module, z = x A^T; AdaLoRA keeps it twice, and DoRA keeps two
             arrays of each module's output width besides
 
@@ -202,7 +203,9 @@ def _count_weights(facts: ModelFacts, kind: str, case: MemoryCase, w: int, later
 def count_kept(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
     """Numbers that all layers keep a token for the backward pass."""
     heads = 2 * (facts.query_width + facts.key_width)
-    kept = (4 * facts.hidden + heads + (3 if facts.is_gated else 2) * facts.ffn) * facts.layers
+    keeps_product = kind == "full" or case.form != "lora"
+    inner = 3 if facts.is_gated and keeps_product else 2
+    kept = (4 * facts.hidden + heads + inner * facts.ffn) * facts.layers
     if kind == "full":
         return kept
     kept += RANK_ARRAYS[case.form] * case.counted.rank_sum
