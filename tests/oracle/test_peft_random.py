@@ -50,6 +50,7 @@ def draw_settings(rng: random.Random, model, family: str) -> Lora:
     elif rng.random() < 0.3:
         saved = tuple(rng.sample(norms, 1))
     excluded = rng.sample(endings, 1) if rng.random() < 0.2 and len(endings) > len(some) else []
+    excluded = [] if set(some) <= set(excluded) else excluded  # something must be left (371)
     settings = Lora(
         targets=targets, exclude=(*head, *excluded), layers=layers, modules_to_save=saved,
         bias=rng.choice(["none", "none", "lora_only", "all"]),

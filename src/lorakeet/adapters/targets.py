@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import re
+from dataclasses import replace
 
 from torch import nn
 
@@ -207,10 +208,22 @@ def _bare(module: nn.Module | None) -> nn.Module | None:
     return module.original_module if isinstance(module, SavedModule) else module
 
 
+def _count_without_exclude(model: nn.Module, settings: Lora) -> int:
+    """How many modules the targets would select if nothing were excluded."""
+    free = replace(settings, exclude=())
+    linear = set(linear_names(model)) if settings.targets == ALL_LINEAR else set()
+    return sum(_is_wanted(name, free, linear) for name, _ in _candidates(model))
+
+
 def _nothing_matches(model: nn.Module, settings: Lora) -> str:
     """What was asked for, and the names that are near to it."""
     asked = [settings.targets] if isinstance(settings.targets, str) else list(settings.targets)
     endings = sorted({name.rsplit(".", 1)[-1] for name in linear_names(model)})
+    if settings.exclude and (every := _count_without_exclude(model, settings)):
+        return (
+            f"targets {', '.join(asked)}: exclude passes over all {every} modules that they name. "
+            "Take a name out of one of the two."
+        )
     near = {hit for key in asked for hit in difflib.get_close_matches(key, endings, n=3)}
     guess = f"Near names: {', '.join(sorted(near))}. " if near else ""
     if settings.layers:
