@@ -110,8 +110,9 @@ class RunConsole:
             self._line(f"  [dim]{escape(prompt)}[/] {escape(answer.strip() or '(empty)')}")
 
     def _show_alarm(self, fields: dict[str, Any]) -> None:
-        where = f" at step {fields['step']}" if fields.get("step") else ""
-        self._line(f"  [bold yellow]alarm[/] {fields['code']}{where}: {escape(fields['message'])}")
+        message, step = fields["message"], fields.get("step")
+        where = f" at step {step}" if step and not message.startswith(f"step {step}:") else ""
+        self._line(f"  [bold yellow]alarm[/] {fields['code']}{where}: {escape(message)}")
 
     def _show_remote_code(self, fields: dict[str, Any]) -> None:
         names = escape(", ".join(fields["files"]))

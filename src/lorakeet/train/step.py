@@ -116,7 +116,7 @@ class StepRunner:
             self.optimizer.zero_grad(set_to_none=True)
             bad = [i for group, part in zip(groups, losses, strict=True)
                    if not math.isfinite(part) for i in group]  # fmt: skip
-            found = f"the loss is {loss} and the gradient norm {norm}{culprits}"
+            found = f"the loss is {loss:.4g} and the gradient norm {norm:.4g}{culprits}"
             raise to_not_finite_error(found, [samples[i] for i in bad] or samples, seed[1],
                               is_in_weights=not math.isfinite(weights))  # fmt: skip
         self._move(seed[1])
