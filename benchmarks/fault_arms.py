@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from tests.killed_runs import ROWS_PER_STEP, STEPS, recipe_of
 
-from lorakeet.data.encode import render
+from lorakeet.data.render import render
 from lorakeet.models.load import read_tokenizer
 
 

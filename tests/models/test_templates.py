@@ -55,6 +55,16 @@ def test_what_is_no_template_or_reaches_out_is_told(text, error, told, tokenizer
         set_template(tokenizer, str(place))
 
 
+def test_two_adapters_with_different_templates_are_not_served_by_one(tokenizer, tmp_path):
+    for name, template in TEMPLATES.items():
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "chat_template.jinja").write_text(template)
+    adopt_template(tokenizer, tmp_path / "plain")
+    adopt_template(tokenizer, tmp_path / "plain")
+    with pytest.raises(RequestError, match="another chat template than .*plain"):
+        adopt_template(tokenizer, tmp_path / "alpaca")
+
+
 def test_a_run_records_the_template_and_its_adapter_carries_it(tmp_path, tokenizer):
     write_work(tmp_path)
     for place in (tmp_path / "base").glob("chat_template*"):

@@ -15,7 +15,7 @@ from lorakeet.base.recipe import Recipe
 from lorakeet.data.render import template_failures
 from lorakeet.models.load import read_tokenizer
 
-_SAVED = "chat_template.jinja"
+_SAVED, _TAKEN_FROM = "chat_template.jinja", "chat_template_taken_from"
 _PROBE = [{"role": "user", "content": "?"}, {"role": "assistant", "content": "!"}]
 TEMPLATES = {
     "plain": (
@@ -76,7 +76,20 @@ def set_template(tokenizer: Any, name: str | None) -> None:
 
 
 def adopt_template(tokenizer: Any, folder: Path) -> None:
-    """Gives a tokenizer without a template the one that an adapter was trained with, in place."""
+    """Gives a tokenizer without a template the one that an adapter was trained with, in place.
+
+    Raises:
+        RequestError: it has taken another adapter's, which is a different one.
+    """
     saved = folder / _SAVED
-    if not tokenizer.chat_template and saved.is_file():
-        tokenizer.chat_template = saved.read_text(encoding="utf-8")
+    if not saved.is_file():
+        return
+    text, taken_from = saved.read_text(encoding="utf-8"), getattr(tokenizer, _TAKEN_FROM, None)
+    if taken_from and tokenizer.chat_template != text:
+        raise RequestError(
+            f"{folder}: trained with another chat template than {taken_from}, and the base has "
+            "none of its own, so one server cannot answer for both. Serve them apart."
+        )
+    if not tokenizer.chat_template:
+        tokenizer.chat_template = text
+        setattr(tokenizer, _TAKEN_FROM, str(folder))

@@ -206,11 +206,11 @@ class Engine:
         Raises:
             FileFormatError: the folder is damaged or does not fit the base.
             MismatchError: the folder changed while it was read.
+            RequestError: another adapter gave a base without a chat template a different one.
         """
-        version = self._residents.load(name, folder)
         with self._tokenizer_lock:
             adopt_template(self.tokenizer, folder)
-        return version
+        return self._residents.load(name, folder)
 
     def unload_adapter(self, name: str) -> None:
         """Takes the name away at once; the weights go when their last request has ended.
