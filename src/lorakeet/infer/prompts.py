@@ -31,7 +31,7 @@ def encode_prompt(tokenizer: Any, turns: Sequence[Turn]) -> list[int]:
         raise RequestError("The conversation is empty. Give at least one user message.")
     if not getattr(tokenizer, "chat_template", None):
         asked = [turn for turn in turns if turn.role == "user"] or list(turns)
-        return _encode_plain(tokenizer, asked[-1].content)
+        return encode_plain(tokenizer, asked[-1].content)
     messages = [{"role": turn.role, "content": turn.content} for turn in turns]
     try:
         text = tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True)
@@ -74,7 +74,7 @@ def find_end_of_turn_id(tokenizer: Any) -> int | None:
     return added[max(names, key=len)] if names else None
 
 
-def _encode_plain(tokenizer: Any, text: str) -> list[int]:
+def encode_plain(tokenizer: Any, text: str) -> list[int]:
     """A text with the tokenizer's own BOS, but without an EOS that would end it."""
     ids = list(tokenizer(text)["input_ids"])
     while ids and ids[-1] == tokenizer.eos_token_id and len(ids) > 1:

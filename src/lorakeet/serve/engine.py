@@ -3,11 +3,10 @@
     any thread        submit ──> Scheduler (waiting)
     worker thread     chores (attach, detach) ──> take_batch ──> switch adapter ──> generate
 
-PyTorch modules are not safe to change while another thread runs them, so one
-worker does all that touches weights: forward passes, attaching, detaching and
-switching.  A batch shares one adapter, which keeps the forward pass that of
-plain LoRA, and a neighbour's weights can never reach a request's numbers.  The
-price is that mixed traffic takes turns by adapter instead of sharing a pass.
+PyTorch modules are not safe to change while another thread runs them, so one worker does
+all that touches weights: forward passes, attaching, detaching and switching.  A batch shares
+one adapter, which keeps the forward pass that of plain LoRA, and no neighbour's weights reach
+a request's numbers.  The price is that mixed traffic takes turns by adapter.
 
 Guarantees:
     greedy answers of mixed, concurrent requests equal isolated ones;
@@ -30,6 +29,7 @@ from lorakeet.base.errors import LorakeetError, MachineError, RequestError
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.records import Completion, Turn
 from lorakeet.infer.generate import encode_prompt, generate
+from lorakeet.infer.prompts import encode_plain
 from lorakeet.models.base_hash import check_adapter
 from lorakeet.models.load import load_model
 from lorakeet.models.templates import adopt_template
@@ -142,10 +142,7 @@ class Engine:
     def encode_text(self, text: str) -> tuple[int, ...]:
         """Token ids of plain text as the tokenizer begins one, without an EOS that would end it."""
         with self._tokenizer_lock:
-            ids = list(self.tokenizer(text)["input_ids"])
-        while len(ids) > 1 and ids[-1] == self.tokenizer.eos_token_id:
-            ids.pop()
-        return tuple(ids)
+            return tuple(encode_plain(self.tokenizer, text))
 
     def submit(self, job: Job, sink: Sink) -> Ticket:
         """Queues a job and returns at once; the answer comes to ``sink``.
