@@ -91,5 +91,9 @@ def write_trials(path, tallies):
     rows = {name: f"{done} | {asked}" for name, done, asked in cells[2:]}
     rows |= {name: f"{done} | {asked}" for name, (done, asked) in tallies.items()}
     table = [f"| {name} | {rows[name]} |" for name in sorted(rows)]
-    head = "# What the trials found\n\nWritten by `make prove`.\n\n| trial | passed | made |\n"
-    path.write_text("\n".join([f"{head}|---|---|---|", *table]) + "\n", encoding="utf-8")
+    head = (
+        "# What the trials found\n\n"
+        "Written by `make prove`; each row by the last run that made its trials.\n\n"
+        "| trial | passed | made |\n|---|---|---|\n"
+    )
+    path.write_text(head + "\n".join(table) + "\n", encoding="utf-8")
