@@ -131,3 +131,9 @@ def test_paths_are_found_beside_the_recipe_first(tmp_path):
         str(tmp_path / "docs"),
         "else",
     ]
+
+
+@pytest.mark.parametrize(("given", "kept"), [(True, "on"), (False, "off"), ("offload", "offload")])
+def test_gradient_checkpointing_is_a_word_and_takes_true_and_false(given, kept):
+    content = {"base": "x", "data": {"train": "a"}, "train": {"gradient_checkpointing": given}}
+    assert recipe_from_dict(content).train.gradient_checkpointing == kept

@@ -110,6 +110,20 @@ def test_paged_moments_take_one_piece_of_a_gpu():
     assert estimate(facts, "full", optimizer="adamw-paged").optimizer == 8 * facts.parameters
 
 
+def test_layers_that_are_computed_again_keep_their_inputs_and_one_layer(facts):
+    def kept(recompute, is_gpu=False):
+        one, two = (estimate(facts, "lora", is_gpu=is_gpu, tokens=tokens, recompute=recompute)
+                    .activations for tokens in (1000, 2000))  # fmt: skip
+        return (two - one) / 1000
+
+    layer = 8 * HIDDEN + 3 * FFN + 16 * 7
+    at_work = max(AT_WORK_F * FFN + 2 * HIDDEN, 2 * VOCABULARY + 3 * HIDDEN) * 4
+    assert kept("on") == pytest.approx(WASTE * (layer + LAYERS * HIDDEN) * 4 + at_work, abs=1)
+    assert kept("offload") == kept("on") < kept("off") == kept("auto")
+    inputs = kept("on", is_gpu=True) - kept("offload", is_gpu=True)
+    assert inputs == pytest.approx(1.05 * LAYERS * HIDDEN * 2, abs=1)
+
+
 def test_activations_are_what_layers_keep_and_the_logits_stop_at_a_chunk(facts):
     kept = (4 * HIDDEN + 4 * HIDDEN + 2 * FFN) * LAYERS + 16 * 7 * LAYERS
 

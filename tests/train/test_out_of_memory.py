@@ -95,6 +95,30 @@ def test_one_sample_that_does_not_fit_is_refused_with_the_remedy(tmp_path):
         run_job(make_job(tmp_path, make_recipe(max_steps=2), model=model))
 
 
+def test_a_sample_that_does_not_fit_is_computed_with_less_kept(tmp_path):
+    """``auto`` goes on with layers that are computed again, and a resumed run goes on so."""
+    recipe = make_recipe(max_steps=4)
+    whole, first = run_job(make_job(tmp_path / "whole", recipe))
+
+    def make():
+        model = make_model()
+
+        def refuse(module, args, kwargs):
+            if module.training and "forward" not in module.h[0].__dict__:
+                raise MemoryError
+
+        model.transformer.register_forward_pre_hook(refuse, with_kwargs=True)
+        return model
+
+    run_job(make_job(tmp_path / "cut", recipe, model=make()), stop_at=2)
+    _, heard = run_job(make_job(tmp_path / "cut", recipe, model=make(), resume=True))
+    assert not heard.all("alarm") and whole.steps == 4
+    assert losses_of(heard) == pytest.approx(losses_of(first)[2:], rel=1e-5)
+    off = make_recipe(max_steps=1, gradient_checkpointing="off")
+    with pytest.raises(MachineError, match="single sample.*gradient_checkpointing: auto"):
+        run_job(make_job(tmp_path / "off", off, model=make()))
+
+
 def test_memory_that_runs_out_in_the_optimiser_is_no_reason_to_make_the_step_again(tmp_path):
     job = make_job(tmp_path, make_recipe(max_steps=2))
     original, calls = torch.optim.AdamW.step, []

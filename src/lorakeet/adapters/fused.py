@@ -9,6 +9,9 @@ Backward, with dy given and W0 frozen
     dx = dy W0,       dx += dz A
     dA = dz^T x,      dB = s dy^T z
 
+On a GPU x, y and W0 may have 16 bits beside A and B in float32: these are rounded to x's dtype
+for the products, and dA and dB, sums over all tokens, leave the matmul in float32.
+
 Legend: T tokens, r rank; x [T, in], W0 [out, in], A [r, in], B [out, r], s = alpha / r.
 Source: arXiv:2106.09685 section 4.1; the gradients are those of autograd.
 """
@@ -24,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from lorakeet.quant.linear import QuantizedLinear
 
 Base = Tensor | QuantizedLinear
+HALVES = (torch.bfloat16, torch.float16)
 
 
 class LoraProduct(torch.autograd.Function):
@@ -36,6 +40,8 @@ class LoraProduct(torch.autograd.Function):
     def forward(
         ctx: Any, x: Tensor, base: Base, b: Tensor | None, A: Tensor, B: Tensor, s: float
     ) -> Tensor:
+        ctx.dtypes = A.dtype, B.dtype
+        A, B = A.to(x.dtype), B.to(x.dtype)
         x_TI = x.reshape(-1, x.shape[-1])
         y = multiply(x, base, b)
         z_Tr = x_TI @ A.T
@@ -54,9 +60,9 @@ class LoraProduct(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = multiply_back(dy_TO, ctx.base).addmm_(dz_Tr, A).view(x.shape)
         if ctx.needs_input_grad[3]:
-            dA = dz_Tr.T @ x.reshape(-1, x.shape[-1])
+            dA = sum_products(dz_Tr.T, x.reshape(-1, x.shape[-1]), ctx.dtypes[0])
         if ctx.needs_input_grad[4]:
-            dB = (dy_TO.T @ z_Tr).mul_(ctx.s)
+            dB = sum_products(dy_TO.T, z_Tr, ctx.dtypes[1]).mul_(ctx.s)
         return dx, None, None, dA, dB, None
 
 
@@ -79,10 +85,21 @@ def multiply_back(dy_TO: Tensor, base: Base, onto: Tensor | None = None) -> Tens
     return dy_TO @ W0 if onto is None else onto.addmm_(dy_TO, W0)
 
 
+def sum_products(a: Tensor, b: Tensor, dtype: torch.dtype) -> Tensor:
+    """The product a b in a dtype that may be wider than theirs, never rounded on the way."""
+    if a.dtype == dtype:
+        return a @ b
+    if a.is_cuda:  # cuBLAS adds up in float32 anyway and leaves it so (torch 2.8)
+        return torch.mm(a, b, out_dtype=dtype)
+    return a.to(dtype) @ b.to(dtype)
+
+
 def can_fuse(x: Tensor, base: Base, b: Tensor | None, A: Tensor) -> bool:
-    """Whether the fused product is exact here: one dtype, and a base that is frozen."""
+    """Whether the fused product serves: a frozen base, and one dtype but for a GPU's 16 bits."""
     own = [b] if isinstance(base, QuantizedLinear) else [base, b]
     own = [each for each in own if each is not None]
     is_frozen = not any(each.requires_grad for each in own)
-    is_one_dtype = all(each.dtype == x.dtype for each in (*own, A))
-    return is_frozen and is_one_dtype and not torch.is_autocast_enabled()
+    is_one_dtype = all(each.dtype == x.dtype for each in own)
+    is_mixed = x.is_cuda and x.dtype in HALVES and A.dtype == torch.float32
+    is_known = is_one_dtype and (A.dtype == x.dtype or is_mixed)
+    return is_frozen and is_known and not torch.is_autocast_enabled()

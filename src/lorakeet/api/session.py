@@ -48,8 +48,10 @@ def open_session(
     from lorakeet.models.narrow import narrow_frozen
     from lorakeet.models.templates import set_template
 
+    # small steps of full training would be lost in 16-bit weights, on a GPU too
+    dtype = "float32" if recipe.method.kind == "full" else "auto"
     model, tokenizer = load_model(
-        recipe.base, task=recipe.task, label_names=data.label_names,
+        recipe.base, task=recipe.task, label_names=data.label_names, dtype=dtype,
         quantization=recipe.quantization,
     )  # fmt: skip
     set_template(tokenizer, recipe.data.chat_template)

@@ -100,6 +100,11 @@ class DataSettings(Section):
         return self
 
 
+def _to_word(value: Any) -> Any:
+    """``true`` and ``false`` as ``on`` and ``off``."""
+    return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+
 class EarlyStopping(Section):
     """Stop when the validation metric has not improved for ``patience`` looks; the best is kept."""
 
@@ -144,6 +149,14 @@ class TrainSettings(Section):
         "auto",
         "layers below the first that trains are computed once a sample and kept on disk",
         why="same numbers in later epochs; auto where it pays and there is room",
+    )
+    gradient_checkpointing: Annotated[
+        Literal["auto", "off", "on", "offload"], BeforeValidator(_to_word)
+    ] = setting(
+        "auto",
+        "layers are computed again in the backward pass instead of kept; offload also holds their "
+        "inputs in main memory",
+        why="same gradients, up to half more time; auto begins when one sample does not fit",
     )
     schedule: Schedule = setting("cosine", "how the rate falls after the warm-up")
     warmup_fraction: float = setting(0.03, "share of the steps with a rising rate", ge=0, lt=1)

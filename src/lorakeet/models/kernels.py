@@ -9,7 +9,7 @@ from __future__ import annotations
 from types import ModuleType
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from lorakeet.base.gpu_code import has_triton
 
@@ -37,3 +37,8 @@ def load_head(logits: Tensor) -> ModuleType | None:
 def has_kernels(x: Tensor) -> bool:
     """Whether Triton computes with a tensor: on a CUDA device, in 16 or 32 bits."""
     return x.is_cuda and x.dtype in DTYPES and has_triton()
+
+
+def name_kernels(model: nn.Module) -> str:
+    """What computes a model's fast units and its loss, ``triton`` or ``torch``."""
+    return "triton" if has_kernels(model.get_input_embeddings().weight) else "torch"

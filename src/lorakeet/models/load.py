@@ -93,7 +93,7 @@ def load_model(
         task: ``chat`` and ``text`` load a decoder with its output head, ``classify`` an
             encoder or decoder with a classification head of ``len(label_names)`` rows.
         dtype: ``auto`` is float32 on a CPU (bfloat16 checkpoints widen without loss) and
-            bfloat16 on a GPU.
+            bfloat16 on a GPU that computes with it; older ones take float32.
         quantization: holds linear layers in 4 or 8 bits (``models.quantized``), by settings or
             a kind; a base that is quantised already needs none.
 
@@ -112,7 +112,7 @@ def load_model(
     folder = resolve_base(base)
     tokenizer = read_tokenizer(base)
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    name = ("bfloat16" if device == "cuda" else "float32") if dtype == "auto" else dtype
+    name = _choose_dtype(device) if dtype == "auto" else dtype
     settings = to_quantization(quantization) or QuantizationSettings()
     if settings.is_on or is_prequantized(folder):
         model = build_without_weights(base, task=task, label_names=label_names, dtype=name)
@@ -122,6 +122,14 @@ def load_model(
     if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
+
+
+def _choose_dtype(device: str) -> str:
+    """The dtype of a base: float16 would overflow, so a GPU before Ampere takes float32."""
+    import torch
+
+    has_bfloat16 = device == "cuda" and torch.cuda.get_device_capability() >= (8, 0)
+    return "bfloat16" if has_bfloat16 else "float32"
 
 
 def build_without_weights(

@@ -42,8 +42,8 @@ def is_adapted(module: nn.Module) -> bool:
 def run_adapted(module: nn.Module, act: str, x: Tensor) -> Tensor | None:
     """The part's answer by the function; None where a product is more than LoRA at present."""
     parts = [getattr(module, name).plain_part(x) for name in PARTS]
-    if any(part is None for part in parts):
-        return None
+    if any(part is None or part.A.dtype != x.dtype for part in parts):
+        return None  # 16-bit numbers beside float32 factors are left to one product at a time
     factors = [factor for part in parts for factor in (part.A, part.B)]
     return AdaptedMlp.apply(x, tuple(parts), act, *factors)
 

@@ -17,7 +17,7 @@ Legend: T tokens of the row, H heads, D width of a head.
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
 from dataclasses import dataclass
 from typing import Any
@@ -36,7 +36,17 @@ from lorakeet.models.head import backbone_of, evaluation_mode
 NAME = "lorakeet_packed"
 PROBE_LENGTHS = (5, 3)
 _FAILURES = (TypeError, ValueError, AttributeError, IndexError, RuntimeError, StopIteration)
-_LAYOUT: ContextVar[Layout | None] = ContextVar("lorakeet_pack_layout", default=None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Pack:
+    """What holds while a pack passes the model: its layout, and the model's configurations."""
+
+    layout: Layout
+    configs: tuple[Any, ...]
+
+
+_PACK: ContextVar[_Pack | None] = ContextVar("lorakeet_pack", default=None)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,16 +124,30 @@ def packed(
         parents: of each segment the one that it goes on from; see ``base.records.Pack``.
     """
     configs = {id(m.config): m.config for m in model.modules() if hasattr(m, "config")}
-    former = {key: config._attn_implementation for key, config in configs.items()}
-    token = _LAYOUT.set(Layout.build(bounds, parents))
+    pack = _Pack(layout=Layout.build(bounds, parents), configs=tuple(configs.values()))
+    with _attending(pack):
+        yield
+
+
+def same_pack() -> AbstractContextManager[None]:
+    """Where layers are computed again, later and in any thread: the pack of this moment."""
+    pack = _PACK.get()
+    return _attending(pack) if pack is not None else nullcontext()
+
+
+@contextmanager
+def _attending(pack: _Pack) -> Iterator[None]:
+    """Inside, attention goes through ``attend`` and knows the pack."""
+    former = [config._attn_implementation for config in pack.configs]
+    token = _PACK.set(pack)
     try:
-        for config in configs.values():
+        for config in pack.configs:
             config._attn_implementation = NAME
         yield
     finally:
-        _LAYOUT.reset(token)
-        for key, config in configs.items():
-            config._attn_implementation = former[key]
+        _PACK.reset(token)
+        for config, name in zip(pack.configs, former, strict=True):
+            config._attn_implementation = name
 
 
 def attend(
@@ -143,8 +167,8 @@ def attend(
     Returns:
         ([1, T, H, D], None).
     """
-    layout = _LAYOUT.get()
-    if layout is None:
+    pack = _PACK.get()
+    if pack is None:
         return sdpa_attention_forward(module, query, key, value, attention_mask, **options)
     causal = options.get("is_causal")
     how = How(
@@ -153,12 +177,12 @@ def attend(
         window=options.get("sliding_window"), soft_cap=options.get("softcap"),
     )  # fmt: skip
     call = find_attention(query, value, how) or attend_segments
-    return call(query, key, value, layout, how).transpose(1, 2).contiguous(), None
+    return call(query, key, value, pack.layout, how).transpose(1, 2).contiguous(), None
 
 
 def _no_mask(*args: Any, **kwargs: Any) -> Tensor | None:
     """transformers' mask builder: none for a pack, its own otherwise."""
-    return None if _LAYOUT.get() is not None else sdpa_mask(*args, **kwargs)
+    return None if _PACK.get() is not None else sdpa_mask(*args, **kwargs)
 
 
 def _answers_alike(model: nn.Module, first: int) -> bool:

@@ -27,6 +27,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 from torch.utils.checkpoint import checkpoint
 
+from lorakeet.adapters.fused import sum_products
 from lorakeet.base.errors import RequestError
 from lorakeet.models.frozen_head import FrozenHead, is_frozen
 from lorakeet.models.head import backbone_of, bend, head_of, read_head_facts, soft_cap_of
@@ -34,7 +35,7 @@ from lorakeet.models.kernels import load_head
 from lorakeet.models.packed import first_tokens_only, packed, read_pack_facts
 
 CHUNK_LOGITS = 4_000_000
-GPU_CHUNK_LOGITS = 2**26  # 128 MiB at 16 bits; 442 rows of 151,936, above what reading W costs
+GPU_CHUNK_LOGITS = 2**26  # 128 MiB at 16 bits; 441 rows of 151,936, above what reading W costs
 
 
 def score_targets(
@@ -223,9 +224,9 @@ def _add_gradients(
         if narrow_NV.dtype == torch.float32:
             d_weight_VD.addmm_(narrow_NV.T, hidden_ND[piece])
         else:
-            d_weight_VD += narrow_NV.T @ hidden_ND[piece]
+            d_weight_VD += sum_products(narrow_NV.T, hidden_ND[piece], torch.float32)
     if d_bias_V is not None:
-        d_bias_V += p_NV.sum(0)
+        d_bias_V += p_NV.sum(0, dtype=torch.float32)
 
 
 def _reference_loss(

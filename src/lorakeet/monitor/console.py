@@ -83,6 +83,12 @@ class RunConsole:
         packing = "samples packed end to end" if fields["packing"] else "samples padded"
         packing += _tell_shared(fields)
         self._line(f"  path: {packing}; fast units: {units or 'none'}")
+        if fields.get("device", "cpu") != "cpu":
+            attention = fields["attention"]
+            self._line(
+                f"  on {fields['device']}: kernels of {fields['kernels']}; attention "
+                f"{attention['way']}: {escape(attention['why'])}"
+            )
 
     def _show_frozen_cache(self, fields: dict[str, Any]) -> None:
         if fields["is_on"]:

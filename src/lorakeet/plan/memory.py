@@ -1,7 +1,7 @@
 """Memory of training, one formula a part, as the process or the card's allocator counts it.
 
 With N parameters in the matrices that ``quantization`` chooses, M in all others, P trained,
-w bytes a weight (4 on a CPU, 2 on a GPU):
+w bytes a weight (4 on a CPU and for full, else 2 on a GPU):
 
     weights       full, lora: w (N + M)     lora-8bit: N + w M     qlora: 0.516 N + w M
                                             lora on a CPU, from a checkpoint in 16 bits: 2 N + w M
@@ -35,10 +35,11 @@ width of all query heads; what a layer keeps a token for its backward pass is:
     r       of each adapted module, z = x A^T; AdaLoRA keeps it twice, and DoRA keeps two
             arrays of each module's output width besides
 
-counted as autograd saves them, to the number.  Besides there is, at one time, either the
-layer at work (4 F + 2 D a token) or the output head: 4 C bytes each for a chunk of C logits,
-its exponentials and the chunk before, 3 D a token for the states and their gradients, and,
-where it is trained, two arrays of its size.
+counted as autograd saves them, to the number.  With gradient checkpointing this is one layer's,
+and D of each layer besides, which offload holds in main memory.  Besides there is, at one time,
+either the layer at work (4 F + 2 D a token) or the output head: 4 C bytes each for a chunk of C
+logits, its exponentials and the chunk before (on a GPU w C, twice), 3 D a token for the states
+and their gradients, and, where it is trained, two arrays of its size.
 
 On a CPU what is kept counts more than twice: the C library's allocator (glibc's, for memory
 aligned to 64 bytes) cannot put an array into the hole that one of the same size has left, so
@@ -61,7 +62,7 @@ from lorakeet.plan.trained import TrainedCount
 
 KINDS = ("full", "lora", "lora-8bit", "qlora")
 IN_FEW_BITS = ("lora-8bit", "qlora")
-CHUNK_LOGITS = 4_000_000
+CHUNK_LOGITS, GPU_CHUNK_LOGITS = 4_000_000, 2**26
 AUTO_MICRO_BATCH_TOKENS = 1024  # as fast as 2048, measured, in half of the memory
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "adamw-paged": 8.0, "adamw-8bit-paged": 2.03}
 PAGE_BYTES = 32 * MIB  # a piece of m, v, g and w in float32, and what their update makes of them
@@ -106,6 +107,7 @@ class MemoryCase:
         form: ``lora``, ``dora`` or ``adalora``, what the adapter computes.
         optimizer: a key of ``MOMENT_BYTES``.
         quantization: which layers a base in few bits holds so, and in which blocks.
+        recompute: ``train.gradient_checkpointing``; ``auto`` counts as off, where it begins.
         keeps_best: whether a validation chooses weights that are kept beside the last ones.
     """
 
@@ -116,6 +118,12 @@ class MemoryCase:
     optimizer: str = "adamw"
     quantization: QuantizationSettings = QuantizationSettings()
     keeps_best: bool = True
+    recompute: str = "off"
+
+    @property
+    def recomputes(self) -> bool:
+        """Whether layers are computed again from the first step on."""
+        return self.recompute in ("on", "offload")
 
 
 def to_memory_case(
@@ -127,7 +135,7 @@ def to_memory_case(
         counted=counted, micro_batch_tokens=micro_batch_tokens, is_gpu=is_gpu,
         form="adalora" if method.adalora else "dora" if method.dora else "lora",
         quantization=recipe.quantization, optimizer=recipe.train.optimizer,
-        keeps_best=recipe.data.validation != 0,
+        keeps_best=recipe.data.validation != 0, recompute=recipe.train.gradient_checkpointing,
     )  # fmt: skip
 
 
@@ -155,7 +163,7 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
     Args:
         kind: one of ``KINDS``.
     """
-    w = 2 if case.is_gpu else 4
+    w = 2 if case.is_gpu and kind != "full" else 4
     trained = facts.parameters if kind == "full" else case.counted.total
     moments = MOMENT_BYTES[case.optimizer]
     if kind != "full" and case.form == "adalora":
@@ -212,27 +220,47 @@ def count_kept(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
     return kept + (2 * case.counted.output_sum if case.form == "dora" else 0)
 
 
+def _count_kept_at_once(facts: ModelFacts, kind: str, case: MemoryCase) -> float:
+    """Of ``count_kept``, what is there at one time: recomputed, one layer and all inputs."""
+    kept = count_kept(facts, kind, case)
+    if not case.recomputes:
+        return kept
+    is_away = case.is_gpu and case.recompute == "offload"
+    return kept / facts.layers + (0 if is_away else facts.hidden * facts.layers)
+
+
 def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -> int:
     """What a micro-batch keeps for its backward pass, the layer at work, and the head."""
     tokens, hidden, ffn = case.micro_batch_tokens, facts.hidden, facts.ffn
-    kept = count_kept(facts, kind, case)
+    kept = _count_kept_at_once(facts, kind, case)
     layer = tokens * (AT_WORK_F * ffn + 2 * hidden) * w
     logits = tokens * facts.vocabulary
-    chunks = 3 if logits > CHUNK_LOGITS else 2  # the chunk before is let go when the next is there
-    head = chunks * 4 * min(CHUNK_LOGITS, logits) + tokens * 3 * hidden * 4
+    head = _count_chunks(logits, w if case.is_gpu else 0) + tokens * 3 * hidden * 4
     tables = 2 * w * facts.vocabulary * hidden if kind == "full" else 0
-    return tokens * kept * w + _count_holes(facts, kind, case) + max(layer, head) + tables
+    return int(tokens * kept * w) + _count_holes(facts, kind, case) + max(layer, head) + tables
 
 
 def _count_holes(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
     """Bytes that the allocator holds beside what is kept, and cannot use for the same again."""
-    w = 2 if case.is_gpu else 4
-    holes = ALLOCATOR_FRACTION[case.is_gpu] * count_kept(facts, kind, case)
+    w = 2 if case.is_gpu and kind != "full" else 4
+    holes = ALLOCATOR_FRACTION[case.is_gpu] * _count_kept_at_once(facts, kind, case)
     if kind != "full" and not case.is_gpu:
-        holes += HOLE_ARRAYS[case.form] * case.counted.output_sum
+        at_once = 1 if not case.recomputes else 1 / facts.layers
+        holes += HOLE_ARRAYS[case.form] * case.counted.output_sum * at_once
     return int(case.micro_batch_tokens * holes * w)
 
 
 def _count_tables(facts: ModelFacts) -> int:
     """Parameters of embeddings and heads, whose arrays are too large for a hole."""
     return sum(part.parameters for part in facts.parts if part.kind in ("embedding", "head"))
+
+
+def _count_chunks(logits: int, gpu_w: int) -> int:
+    """Bytes of the output head's chunks; the one before is let go when the next is there.
+
+    Args:
+        gpu_w: bytes of a logit on a GPU, where its gradient is written over it; 0 on a CPU.
+    """
+    if gpu_w:
+        return (1 + (logits > GPU_CHUNK_LOGITS)) * gpu_w * min(GPU_CHUNK_LOGITS, logits)
+    return (2 + (logits > CHUNK_LOGITS)) * 4 * min(CHUNK_LOGITS, logits)

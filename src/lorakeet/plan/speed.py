@@ -126,6 +126,8 @@ def estimate_tokens_per_s(
     flops = count_flops(facts, kind, case, row_tokens)
     launch_s = facts.layers * LAUNCH_S_PER_LAYER[case.is_gpu] / case.micro_batch_tokens
     if case.is_gpu or rates.copied_bytes is None:
+        if case.is_gpu and kind == "full":
+            flops *= 2  # float32 weights in TF32, half of the rate
         return 1 / (flops / (REACHED_FRACTION_GPU * rates.flops) + launch_s)
     moved_s = count_moved_bytes(facts, kind, case, step_tokens) / (
         COPIED_FRACTION * rates.copied_bytes
@@ -136,9 +138,10 @@ def estimate_tokens_per_s(
 def count_flops(facts: ModelFacts, kind: str, case: MemoryCase, row_tokens: float) -> float:
     """FLOP a token."""
     attention = 14 * row_tokens * facts.query_width * facts.layers
+    again = 2 * facts.multiplied * case.recomputes  # layers pass forward a second time
     if kind == "full":
-        return 6 * facts.multiplied + attention
-    return 4 * facts.multiplied + 2 * 6 * case.counted.adapter_parameters + attention
+        return 6 * facts.multiplied + attention + again
+    return 4 * facts.multiplied + again + 2 * 6 * case.counted.adapter_parameters + attention
 
 
 def count_moved_bytes(facts: ModelFacts, kind: str, case: MemoryCase, step_tokens: float) -> float:

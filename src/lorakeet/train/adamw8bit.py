@@ -71,6 +71,8 @@ class AdamW8bit(torch.optim.Optimizer):
 
     def place_state(self, value: Tensor, parameter: Tensor) -> Tensor:
         """A tensor of the state where this optimiser keeps it."""
+        if not value.ndim:
+            return value.cpu()  # the count of steps, read by the loop: no wait for the device
         if not self.is_paged:
             return value.to(parameter.device)
         return value.cpu().pin_memory() if parameter.is_cuda else value.cpu()

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import nn
 
 from lorakeet.base.events import Emit
 from lorakeet.base.records import Validation
+from lorakeet.models.attention_gpu import describe_attention
 from lorakeet.models.fast import fast_units
+from lorakeet.models.kernels import name_kernels
 from lorakeet.train.loop import TrainJob, TrainLoop
 
 
@@ -48,10 +54,28 @@ def train_model(
         BadBatchError: a loss, gradient or weight is not finite; nothing of it is kept.
         MachineError: a checkpoint cannot be written.
     """
-    with fast_units(job.model) as units:
+    with _tensor_cores(job.model), fast_units(job.model) as units:
         loop = TrainLoop(job, emit, validate)
-        emit("path", packing=loop.runner.packs, units=units, saved_fraction=loop.saved_fraction())
+        emit(
+            "path", packing=loop.runner.packs, units=units, saved_fraction=loop.saved_fraction(),
+            attention=asdict(describe_attention(job.model)), kernels=name_kernels(job.model),
+            device=loop.runner.parameters[0].device.type,
+            gradient_checkpointing=loop.settings.gradient_checkpointing,
+        )  # fmt: skip
         return _run(loop, stop_requested)
+
+
+@contextmanager
+def _tensor_cores(model: nn.Module) -> Iterator[None]:
+    """Inside, float32 matmuls on a GPU round their inputs to TF32, which has its own units."""
+    former = torch.get_float32_matmul_precision()
+    parameter = max(model.parameters(), key=torch.Tensor.numel)
+    if parameter.is_cuda and parameter.dtype == torch.float32:
+        torch.set_float32_matmul_precision("high")
+    try:
+        yield
+    finally:
+        torch.set_float32_matmul_precision(former)
 
 
 def _run(loop: TrainLoop, stop_requested: Callable[[], bool]) -> TrainResult:

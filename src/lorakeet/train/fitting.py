@@ -16,6 +16,7 @@ from lorakeet.base.errors import MachineError
 from lorakeet.base.events import Emit
 from lorakeet.base.records import EncodedSample
 from lorakeet.models.out_of_memory import halve_until_fits
+from lorakeet.models.recompute import OFF
 from lorakeet.train.step import StepResult, StepRunner
 
 
@@ -24,23 +25,54 @@ def run_within_memory(
 ) -> tuple[StepRunner, StepResult]:
     """A step, replayed with half the micro-batch as often as memory runs out.
 
+    Where nothing can be halved, layers are computed again instead of kept, if the recipe
+    leaves that open.
+
     Returns:
-        the runner with the size that fitted, to go on with, and what the step measured.
+        the runner with what fitted, to go on with, and what the step measured.
 
     Raises:
         MachineError: one sample alone does not fit.
         BadBatchError: as ``StepRunner.run``.
     """
 
-    def next_size(size: int) -> int:
-        runner.optimizer.zero_grad(set_to_none=True)
-        return _halve(replace(runner, micro_batch_tokens=size), samples, seed[1], emit)
+    def attempt(size: int) -> StepResult:
+        return replace(runner, micro_batch_tokens=size).run(samples, seed)
 
-    result, size = halve_until_fits(
-        lambda size: replace(runner, micro_batch_tokens=size).run(samples, seed),
-        runner.micro_batch_tokens, next_size,
-    )  # fmt: skip
+    def next_size(size: int) -> int:
+        nonlocal runner
+        runner.optimizer.zero_grad(set_to_none=True)
+        failed = replace(runner, micro_batch_tokens=size)
+        if runner.recompute_next and _is_single(failed, samples):
+            runner = _recompute(failed, seed[1], emit)
+            return size
+        return _halve(failed, samples, seed[1], emit)
+
+    result, size = halve_until_fits(attempt, runner.micro_batch_tokens, next_size)
     return replace(runner, micro_batch_tokens=size), result
+
+
+def _is_single(runner: StepRunner, samples: Sequence[EncodedSample]) -> bool:
+    """Whether no micro-batch of the step can be cut further."""
+    return all(len(group) == 1 for group in runner.cut(samples))
+
+
+def _tell_recompute(runner: StepRunner) -> str:
+    """The remedy of a recipe that has switched it off."""
+    is_off = runner.recompute == OFF
+    return " train.gradient_checkpointing: auto would keep less a layer." if is_off else ""
+
+
+def _recompute(runner: StepRunner, step: int, emit: Emit) -> StepRunner:
+    """The runner that keeps less for its backward pass, and the alarm about it."""
+    mode = runner.recompute_next[0]
+    emit(
+        "alarm", code="out-of-memory", step=step, gradient_checkpointing=mode,
+        message="memory ran out with a single sample in the micro-batch. The step is done again "
+        f"with train.gradient_checkpointing: {mode}, and so are those after it; gradients stay "
+        "the same, a step takes up to half more time.",
+    )  # fmt: skip
+    return runner.recomputing(mode)
 
 
 def halve_batch(size: int) -> int:
@@ -71,7 +103,7 @@ def _halve(runner: StepRunner, samples: Sequence[EncodedSample], step: int, emit
             f"step {step}: memory ran out with a single sample of {longest:,} tokens in the "
             "micro-batch, so it cannot be cut further. The optimiser did not step. Lower "
             f"data.max_tokens below {longest:,}, lower method.rank, choose a smaller base, or "
-            "free memory and resume."
+            f"free memory and resume.{_tell_recompute(runner)}"
         )
     size = largest // 2
     emit(

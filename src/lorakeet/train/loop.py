@@ -115,7 +115,8 @@ class TrainLoop:
         self.num_tokens = state.progress["num_tokens"]
         self.step_time_s = state.progress["step_time_s"]
         fitted = state.progress.get("micro_batch_tokens", self.runner.micro_batch_tokens)
-        self.runner = replace(self.runner, micro_batch_tokens=fitted)
+        kept = state.progress.get("gradient_checkpointing", self.runner.recompute)
+        self.runner = replace(self.runner.recomputing(kept), micro_batch_tokens=fitted)
 
     def save(self) -> None:
         """Hands a copy of this moment over to be written and published."""
@@ -126,6 +127,7 @@ class TrainLoop:
             "num_tokens": self.num_tokens,
             "step_time_s": self.step_time_s,
             "micro_batch_tokens": self.runner.micro_batch_tokens,
+            "gradient_checkpointing": self.runner.recompute,
         }
         ranks = self.allocator.to_tensors() if self.allocator else {}  # replaced, never changed
         self.writer.hand_over(

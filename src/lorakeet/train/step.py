@@ -12,7 +12,7 @@ import math
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, nullcontext
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -27,6 +27,7 @@ from lorakeet.data.packing import build_pack, pack_rows
 from lorakeet.data.prefixes import Prefixes, choose_prefixes, pack_shared_rows
 from lorakeet.models.out_of_memory import is_out_of_memory
 from lorakeet.models.packed import read_pack_facts
+from lorakeet.models.recompute import OFF, list_modes, recompute_layers
 from lorakeet.models.score import score_labels, score_pack, score_pack_labels, score_targets
 from lorakeet.models.shared import score_shared_pack
 from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS
@@ -61,6 +62,8 @@ class StepRunner:
         packs: rows lie end to end instead of padded; the model must be packable.
         shares: what the samples of a pack open with stands once; the model must be shareable.
         frozen: the kept answers of the frozen layers; rows are packed and nothing is shared.
+        recompute: ``off``, ``on`` or ``offload``; see ``models.recompute``.
+        recompute_next: what may follow, in this order, when one sample does not fit.
         penalty: added to the loss once a step; it is in the gradient, not in the report.
         after_step: called with the step's number between the optimiser's step and the
             clearing of the gradients.
@@ -75,6 +78,8 @@ class StepRunner:
     packs: bool = False
     shares: bool = False
     frozen: FrozenStates | None = None
+    recompute: str = OFF
+    recompute_next: tuple[str, ...] = ()
     penalty: Callable[[], Tensor] | None = None
     after_step: Callable[[int], None] | None = None
 
@@ -103,7 +108,8 @@ class StepRunner:
         groups = groups or self._cut(lengths, prefixes)
         batches = [self._build(samples, group, prefixes) for group in groups]
         num_targets = sum(batch.num_targets for batch in batches)
-        with _own_randomness(self.parameters[0].device, hash_seed(*seed)):
+        randomness = _own_randomness(self.parameters[0].device, hash_seed(*seed))
+        with randomness, recompute_layers(self.model, self.recompute):
             rows = [[samples[i] for i in group] for group in groups]
             losses = self._accumulate(batches, rows, num_targets)
         if self.penalty is not None:
@@ -129,6 +135,12 @@ class StepRunner:
     def cut(self, samples: Sequence[EncodedSample]) -> list[list[int]]:
         """The micro-batches that a step of these samples has, as positions within it."""
         return self._cut([len(s.ids) for s in samples], self._choose_prefixes(samples))
+
+    def recomputing(self, mode: str) -> StepRunner:
+        """The runner in a mode of ``recompute``; only what saves more may follow."""
+        later = self.recompute_next
+        later = later[later.index(mode) + 1 :] if mode in later else later
+        return replace(self, recompute=mode, recompute_next=later)
 
     def _move(self, step: int) -> None:
         """The optimiser's step; from here on a step cannot be made again."""
@@ -195,7 +207,7 @@ def build_runner(
     """
     settings = recipe.train
     named = list(model.named_parameters())
-    asked = settings.micro_batch_tokens
+    asked, recompute = settings.micro_batch_tokens, settings.gradient_checkpointing
     packs = settings.packing and _is_packable(model, recipe.task)
     return StepRunner(
         model=model,
@@ -206,6 +218,8 @@ def build_runner(
         max_gradient_norm=settings.max_gradient_norm,
         packs=packs,
         shares=packs and settings.share_prefixes and _is_shareable(model, recipe.task),
+        recompute=OFF if recompute == "auto" else recompute,
+        recompute_next=list_modes(model) if recompute == "auto" else (),
         penalty=allocator.penalty if allocator else None,
         after_step=allocator.update if allocator else None,
     )
@@ -250,11 +264,13 @@ def score_batch(model: nn.Module, batch: Batch, device: torch.device | str) -> T
 
 def score_packed(model: nn.Module, pack: Pack, device: torch.device | str) -> Tensor:
     """The summed loss of a pack of tokens or of labelled rows."""
-    if pack.parents:
+    is_labelled = bool((pack.labels_N >= 0).all())
+    is_gpu = torch.device(device).type == "cuda"  # where a mask as an index would wait for it
+    if pack.parents or (is_gpu and not is_labelled):
         return score_shared_pack(model, pack, device)
     ids_T = torch.from_numpy(pack.ids_T).to(device)
     positions_T = torch.from_numpy(pack.positions_T).to(device)
-    if (pack.labels_N >= 0).all():
+    if is_labelled:
         labels_N = torch.from_numpy(pack.labels_N).to(device)
         return score_pack_labels(model, ids_T, positions_T, pack.bounds, labels_N)[0]
     mask_T = torch.from_numpy(pack.counts_T > 0).to(device)
