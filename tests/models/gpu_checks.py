@@ -114,7 +114,7 @@ def rotations_equal_the_reference():
 
 def losses_equal_the_reference():
     for dtype in NEAR:
-        for rows, size in ((3, 5), (4, 1000), (2, 9000)):  # 9,000 takes three turns
+        for rows, size in ((3, 5), (2, 9000)):  # 9,000 takes three turns
             for soft_cap in (None, 6.0):
                 logits = normal(rows, size, dtype=dtype) * 8
                 targets = torch.arange(rows, device=DEVICE) * 7919 % size
@@ -148,11 +148,11 @@ def losses_stand_extreme_logits():
 
 def heads_score_the_same():
     head = torch.nn.Linear(12, 50).to(DEVICE)
-    targets = torch.arange(40, device=DEVICE) % 50
+    targets = torch.arange(20, device=DEVICE)
     for soft_cap in (None, 3.0):
         found = []
         for is_on in (True, False):
-            hidden = normal(40, 12).requires_grad_()
+            hidden = normal(20, 12).requires_grad_()
             with kernels_on(is_on):
                 loss = score.score_hidden(hidden, head, targets, soft_cap)
                 wanted = [hidden, head.weight, head.bias]
@@ -172,7 +172,7 @@ def models_train_the_same():
     for is_on in (True, False):
         torch.manual_seed(0)
         model = build("gemma2").to(DEVICE)
-        attach(model, Lora(rank=2, alpha=4, targets=["q_proj", "down_proj"]))
+        attach(model, Lora(rank=2, alpha=4, targets=("q_proj", "down_proj")))
         with torch.no_grad():
             for each in adapter_parameters(model).values():
                 each.copy_(normal(*each.shape) * 0.1)
@@ -191,6 +191,19 @@ def models_train_the_same():
         check_near(one, other, 2e-5)
 
 
+def units_of_16_bits_are_proved():
+    """The proof of a bfloat16 model bears what its roundings do to float32 adapters."""
+    from lorakeet.adapters.attach import attach
+    from lorakeet.adapters.settings import Lora
+    from lorakeet.models.fast import fast_units
+    from tests.families import build
+
+    model = build("gemma2").to(DEVICE, torch.bfloat16)
+    attach(model, Lora(rank=2, alpha=4))
+    with kernels_on(), fast_units(model) as taken:
+        assert taken["gate"] == 2 and taken["rms-norm"] >= 5
+
+
 CHECKS = (
     norms_equal_the_reference,
     norms_take_a_wider_weight,
@@ -200,6 +213,7 @@ CHECKS = (
     losses_stand_extreme_logits,
     heads_score_the_same,
     models_train_the_same,
+    units_of_16_bits_are_proved,
 )
 
 

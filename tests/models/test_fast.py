@@ -139,3 +139,17 @@ def test_a_feed_forward_part_that_is_more_than_lora_is_not_fused():
     handle.remove()
     mlp.down_proj.base_layer.weight.requires_grad_(True)
     assert run_adapted(mlp, "silu", x) is None
+
+
+@pytest.mark.parametrize("weight_dtype", [torch.bfloat16, torch.float32])
+def test_a_norm_of_16_bits_is_rounded_once(weight_dtype):
+    x, w = doubles(3, 40).detach().bfloat16() * 3, doubles(40).detach().to(weight_dtype)
+    dy = doubles(3, 40).detach().bfloat16()
+    found, expected = [], []
+    for wide, answers in ((None, found), (torch.float64, expected)):
+        given = x.to(wide or x.dtype).requires_grad_(), w.to(wide or w.dtype).requires_grad_()
+        y = RmsNorm.apply(*given, 1e-6)
+        answers += [y, *torch.autograd.grad(y, given, dy.to(y.dtype))]
+    assert [t.dtype for t in found] == [torch.bfloat16, torch.bfloat16, weight_dtype]
+    for one, right in zip(found, expected, strict=True):
+        assert (one.double() - right).abs().max() <= right.abs().max() / 200

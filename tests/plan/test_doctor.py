@@ -2,6 +2,7 @@
 
 import pytest
 
+from lorakeet.base import gpu_code
 from lorakeet.base.native_code import NativeCode
 from lorakeet.plan import doctor
 from lorakeet.plan.doctor import EXTRAS, check_machine
@@ -52,6 +53,19 @@ def test_a_gpu_needs_a_build_of_torch_that_can_use_it(driver, packages, versions
     found = look()
     assert found["torch"].is_ok is is_ok
     assert (found["GPU"].found, found["GPU"].advice) == ("NVIDIA L4", "")
+
+
+@pytest.mark.parametrize("triton", [True, False])
+def test_a_gpu_is_told_what_computes_there(driver, monkeypatch, triton):
+    driver("NVIDIA L4, 23034")
+    for home in (doctor, gpu_code):
+        monkeypatch.setattr(home, "has_triton", lambda: triton)
+    monkeypatch.setattr(gpu_code, "has_flash_attention", lambda: False)
+    found = look()
+    kernels, attention = found["GPU kernels"], found["packed attention"]
+    assert kernels.is_ok is attention.is_ok is triton
+    assert attention.found == ("flex" if triton else "sdpa-per-document")
+    assert bool(kernels.advice) is bool(attention.advice) is not triton
 
 
 def test_too_little_memory_and_disk_are_told_with_what_is_needed(monkeypatch):

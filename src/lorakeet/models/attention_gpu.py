@@ -51,7 +51,8 @@ def find_attention(q: Tensor, v: Tensor, how: How) -> Attend | None:
     key = (way, q.shape[1], v.shape[1], q.shape[-1], q.dtype, q.device, replace(how, dropout=0.0))
     if key not in _PROOFS:
         _PROOFS[key] = _prove(way, q, v.shape[1], key[-1])
-    return None if _PROOFS[key] else _WAYS[way]
+    is_short = way == FLEX and q.shape[2] < BLOCK  # less than a block is not worth compiling
+    return None if _PROOFS[key] or is_short else _WAYS[way]
 
 
 def describe_attention(model: nn.Module) -> AttentionChoice:
@@ -223,13 +224,11 @@ def _can(way: str, q: Tensor, how: How) -> bool:
 def _prove(way: str, q: Tensor, kv_heads: int, how: How) -> str:
     """Why a way may not serve, or nothing: its answer and gradients against the reference."""
     generator = torch.Generator().manual_seed(0)
-    num_tokens = PROOF.segments[-1][-1][1]
-    given = [
-        torch.randn(1, heads, num_tokens, q.shape[-1], generator=generator).to(q.device, q.dtype)
-        for heads in (q.shape[1], kv_heads, kv_heads, q.shape[1])
-    ]
+    num_tokens, heads = PROOF.segments[-1][-1][1], (q.shape[1], kv_heads, kv_heads, q.shape[1])
     try:
-        with torch.enable_grad():
+        with torch.inference_mode(False), torch.enable_grad():
+            drawn = [torch.randn(1, h, num_tokens, q.shape[-1], generator=generator) for h in heads]
+            given = [each.to(q.device, q.dtype) for each in drawn]
             expected, found = (_answer(a, given, how) for a in (attend_apart, _WAYS[way]))
     except _FAILURES as error:
         return f"fails ({str(error).strip().splitlines()[0] if str(error) else type(error)})"

@@ -86,7 +86,7 @@ def _propose_norm(module: nn.Module) -> list[Forward]:
         return []
     return [
         lambda x: RmsNorm.apply(x, module.weight, epsilon),
-        lambda x: RmsNorm.apply(x, module.weight + 1, epsilon),
+        lambda x: RmsNorm.apply(x, module.weight.float() + 1, epsilon),  # 16 bits hold no 1 + w
     ]
 
 
@@ -133,7 +133,9 @@ def _agrees(module: nn.Module, candidate: Forward, width: int) -> bool:
         return False
     finally:
         module.train(was_training)
-    return len(expected) == len(found) and all(map(_is_near, found, expected))
+    # gradients of float32 adapters come from the rounded numbers of a 16-bit model
+    near = partial(_is_near, dtype=sample.dtype)
+    return len(expected) == len(found) and all(map(near, found, expected))
 
 
 def _place_of(module: nn.Module) -> tuple[torch.device, torch.dtype]:
@@ -156,8 +158,8 @@ def _with_parameters(module: nn.Module, x: Tensor, y: Tensor, total: Tensor) -> 
     return [y.detach(), *torch.autograd.grad(total, [x, *trained])]
 
 
-def _is_near(found: Tensor, expected: Tensor) -> bool:
-    tolerance = TOLERANCE.get(expected.dtype, 1e-5)
+def _is_near(found: Tensor, expected: Tensor, dtype: torch.dtype | None = None) -> bool:
+    tolerance = TOLERANCE.get(dtype or expected.dtype, 1e-5)
     found, expected = found.detach(), expected.detach()
     limit = tolerance * (float(expected.abs().max()) + 1e-12)
     return bool(torch.isfinite(found).all()) and float((found - expected).abs().max()) <= limit
@@ -166,10 +168,15 @@ def _is_near(found: Tensor, expected: Tensor) -> bool:
 def _patch_rotations(model: nn.Module) -> list[tuple[ModuleType, Any]]:
     """Puts the fast rotation into the family's module, where it agrees with the family's own."""
     homes = {sys.modules.get(type(module).__module__) for module in model.modules()}
+    device = next(model.parameters()).device
     patched = []
     for home in homes:
         original = getattr(home, "apply_rotary_pos_emb", None)
-        if original is not None and original is not _rotate_both and _rotates_alike(original):
+        if (
+            original is not None
+            and original is not _rotate_both
+            and _rotates_alike(original, device)
+        ):
             home.apply_rotary_pos_emb = _rotate_both
             patched.append((home, original))
     return patched
@@ -183,21 +190,24 @@ def _rotate_both(
     return Rotate.apply(q, cos, sin), Rotate.apply(k, cos, sin)
 
 
-def _rotates_alike(original: Callable[..., tuple[Tensor, Tensor]]) -> bool:
+def _rotates_alike(original: Callable[..., tuple[Tensor, Tensor]], device: torch.device) -> bool:
     """Whether a family's rotation is the usual one, for whole heads and for parts of them."""
-    whole = [_turned(rotate, 8) for rotate in (original, _rotate_both)]
-    part = [_turned(rotate, 4) for rotate in (original, _rotate_both)]
+    whole = [_turned(rotate, 8, device) for rotate in (original, _rotate_both)]
+    part = [_turned(rotate, 4, device) for rotate in (original, _rotate_both)]
     if whole[0] is None or not all(map(_is_near, whole[1], whole[0])):
         return False
     return part[0] is None or all(map(_is_near, part[1], part[0]))
 
 
-def _turned(rotate: Callable[..., tuple[Tensor, Tensor]], width: int) -> list[Tensor] | None:
+def _turned(
+    rotate: Callable[..., tuple[Tensor, Tensor]], width: int, device: torch.device
+) -> list[Tensor] | None:
     """Answers and gradients of a rotation of ``width`` of 8 coordinates; None if it cannot."""
     generator = torch.Generator().manual_seed(0)
-    q, k = (torch.randn(1, heads, 5, 8, generator=generator).requires_grad_() for heads in (4, 2))
+    drawn = [torch.randn(1, heads, 5, 8, generator=generator) for heads in (4, 2)]
+    q, k = (each.to(device).requires_grad_() for each in drawn)
     angles = torch.rand(1, 5, width // 2, generator=generator)
-    cos, sin = (torch.cat([f(angles)] * 2, dim=-1) for f in (torch.cos, torch.sin))
+    cos, sin = (torch.cat([f(angles)] * 2, dim=-1).to(device) for f in (torch.cos, torch.sin))
     try:
         outs = rotate(q, k, cos, sin)
         total = sum((out * out.detach().cos()).sum() for out in outs)

@@ -36,10 +36,11 @@ class RmsNorm(torch.autograd.Function):
             y, r = gpu.norm(x, w, eps)
             ctx.save_for_backward(x, w, r)
             return y
-        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, w, r)
-        return (x * r).mul_(w)
+        return (x * r).mul_(w).to(x.dtype)
 
     @staticmethod
     @once_differentiable
@@ -50,9 +51,10 @@ class RmsNorm(torch.autograd.Function):
         dw = None
         if ctx.needs_input_grad[1]:
             dw = (dy * (x * r)).reshape(-1, x.shape[-1]).sum(0)
-        t = dy * w
+        dtype, x = x.dtype, x.to(r.dtype)
+        t = dy.to(r.dtype) * w
         mean = torch.linalg.vecdot(t, x).unsqueeze_(-1).div_(x.shape[-1]).mul_(r.square())
-        return t.addcmul_(x, mean, value=-1).mul_(r), dw, None
+        return t.addcmul_(x, mean, value=-1).mul_(r).to(dtype), dw, None
 
 
 _ACT: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
+from lorakeet.base.gpu_code import APART, choose_packed_attention, has_triton
 from lorakeet.base.native_code import find_native_code
 from lorakeet.base.units import GIB, to_readable_bytes
 from lorakeet.plan.hardware import Hardware, read_hardware
@@ -45,6 +46,7 @@ def check_machine(folder: Path = Path()) -> list[Finding]:
         *_check_packages(machine),
         Finding(name="GPU", found=", ".join(gpu.name for gpu in machine.gpus) or "none", is_ok=True,
                 advice="" if machine.gpus else "training runs on the CPU; small models only."),
+        *_check_gpu_code(machine),
         _check_native_code(),
         Finding(name="cores", found=str(machine.cores), is_ok=True),
         _check_room("free memory", machine.free_memory_bytes, MIN_MEMORY_BYTES,
@@ -81,6 +83,20 @@ def _check_torch(machine: Hardware) -> Finding:
                        advice="there is a GPU, but this build cannot use it; reinstall torch."
         )  # fmt: skip
     return Finding(name="torch", found=f"{found}, {build}", is_ok=True)
+
+
+def _check_gpu_code(machine: Hardware) -> list[Finding]:
+    """What computes a training step on the GPU; nothing where there is none."""
+    if not machine.gpus:
+        return []
+    attention, has_kernels = choose_packed_attention("cuda", "bfloat16"), has_triton()
+    return [
+        Finding(name="GPU kernels", found="Triton" if has_kernels else "absent", is_ok=has_kernels,
+                advice="" if has_kernels else "norms, gates and the loss take torch's own calls, "
+                "which move more bytes; torch's CUDA builds for Linux bring Triton."),
+        Finding(name="packed attention", found=attention.way, is_ok=attention.way != APART,
+                advice="" if attention.way != APART else attention.why),
+    ]  # fmt: skip
 
 
 def _check_native_code() -> Finding:
