@@ -7,8 +7,8 @@ up costs a tenth of tokenising them:
     split at special tokens -> split at single spaces -> look up, tokenise the unknown -> join
 
 Where a text may be cut without a change of its ids is read off the tokenizer's parts and
-tried out on every pair of characters (``is_word_wise``), and the first texts are encoded
-both ways.  A tokenizer that fails either encodes its texts whole.
+tried out on every pair of characters (``is_word_wise``), and the first texts, and later
+one of every call, are encoded both ways.  A tokenizer that fails either encodes its texts whole.
 """
 
 from __future__ import annotations
@@ -70,15 +70,15 @@ class WordMemory:
         """The words of each text with their ids, without what stands around a whole text.
 
         Returns:
-            None when the ids of one of the first texts are others than those of the whole text.
+            None from when the ids of a checked text are others than those of the whole text on.
         """
         if self._left_to_check < 0:
             return None
         self._tokenizer("")  # sets truncation and padding aside, which a saved tokenizer may have
         found = self._look_up(texts)
-        checked = texts[: self._left_to_check]
+        checked = texts[: max(1, self._left_to_check)]  # later, one of each call
         whole = self._encode([_HEAD + text for text in checked])
-        self._left_to_check -= len(checked)
+        self._left_to_check = max(0, self._left_to_check - len(checked))
         if any(one.ids != two.ids.tolist() for one, two in zip(whole, found, strict=False)):
             self._left_to_check = -1
             return None
