@@ -82,6 +82,7 @@ def train(
     folder = RunFolder(Path(run))
     with hold_run(folder.path):
         _refuse_other_run(folder)
+        remove_leftovers(folder)  # of a start that a full disk ended
         write_text(folder.recipe, to_yaml(recipe_to_dict(asked)))
         listen = open_sinks(folder, emit)
         listen("run_started", recipe=recipe_to_dict(asked))
