@@ -116,7 +116,7 @@ def test_layers_that_are_computed_again_keep_their_inputs_and_one_layer(facts):
                     .activations for tokens in (1000, 2000))  # fmt: skip
         return (two - one) / 1000
 
-    layer = 8 * HIDDEN + 3 * FFN + 16 * 7
+    layer = 8 * HIDDEN + 2 * FFN + 16 * 7
     at_work = max(AT_WORK_F * FFN + 2 * HIDDEN, 2 * VOCABULARY + 3 * HIDDEN) * 4
     assert kept("on") == pytest.approx(WASTE * (layer + LAYERS * HIDDEN) * 4 + at_work, abs=1)
     assert kept("offload") == kept("on") < kept("off") == kept("auto")

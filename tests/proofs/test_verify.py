@@ -136,10 +136,10 @@ def test_a_mean_of_means_is_found(run, monkeypatch):
 
     honest = step.StepRunner._accumulate
 
-    def mean_of_means(self, batches, num_targets):
+    def mean_of_means(self, batches, rows, num_targets):
         return [
-            loss for batch in batches
-            for loss in honest(self, [batch], batch.num_targets * len(batches))
+            loss for batch, row in zip(batches, rows, strict=True)
+            for loss in honest(self, [batch], [row], batch.num_targets * len(batches))
         ]  # fmt: skip
 
     monkeypatch.setattr(step.StepRunner, "_accumulate", mean_of_means)

@@ -157,6 +157,7 @@ recipe = make_recipe(batch_size=1024, max_steps=1, learning_rate=1e-4,
 _, most = resource.getrlimit(resource.RLIMIT_AS)
 found = {}
 for kind in ("limited", "free"):
+    resource.setrlimit(resource.RLIMIT_AS, (most, most))
     torch.manual_seed(0)
     job = make_job(Path(sys.argv[1]) / kind, recipe, model=t.GPT2LMHeadModel(config))
     held = int(open("/proc/self/statm").read().split()[0]) * resource.getpagesize()
