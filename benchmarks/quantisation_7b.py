@@ -32,7 +32,7 @@ SHAPES = {
              "num_attention_heads": 4, "vocab_size": 512},
 }  # fmt: skip
 STARTER = Path(lorakeet.__file__).parent / "embedded" / "starter"
-TOKENS = 512
+TOKENS = 512  # of a row at most
 
 
 def write_base(folder: Path, shape: dict) -> int:
@@ -85,7 +85,7 @@ def train_one_step(base: str, cache: str) -> dict[str, float]:
     from lorakeet.base.events import read_events
 
     work = Path(base).parent
-    words = " ".join(f"word{number}" for number in range(TOKENS // 3))
+    words = " ".join(f"word{number}" for number in range(TOKENS // 4))
     rows = [{"text": f"{number} {words}"} for number in range(8)]
     (work / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     recipe = {

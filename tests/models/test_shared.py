@@ -115,6 +115,14 @@ def test_windows_hold_across_an_opening(window):
     check_shared_equals_alone(t.MistralForCausalLM(config).eval(), some_samples())
 
 
+def test_rows_that_are_equal_from_end_to_end_count_each():
+    """Nothing follows their opening, so the pack has no segment with a parent."""
+    model, sample = build("llama"), some_samples()[2]
+    pack = shared_pack([sample, sample, sample])
+    assert not pack.parents and pack.counts_T.max() == 3
+    check_shared_equals_alone(model, [sample, sample, sample])
+
+
 @pytest.mark.parametrize("family", sorted(ENCODERS) + sorted(UNPACKABLE))
 def test_models_that_see_both_ways_or_cannot_be_packed_do_not_share(family):
     assert not read_pack_facts(build(family)).is_shareable

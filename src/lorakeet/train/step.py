@@ -266,7 +266,8 @@ def score_packed(model: nn.Module, pack: Pack, device: torch.device | str) -> Te
     """The summed loss of a pack of tokens or of labelled rows."""
     is_labelled = bool((pack.labels_N >= 0).all())
     is_gpu = torch.device(device).type == "cuda"  # where a mask as an index would wait for it
-    if pack.parents or (is_gpu and not is_labelled):
+    has_repeats = bool((pack.counts_T > 1).any())  # rows that are equal from end to end
+    if pack.parents or has_repeats or (is_gpu and not is_labelled):
         return score_shared_pack(model, pack, device)
     ids_T = torch.from_numpy(pack.ids_T).to(device)
     positions_T = torch.from_numpy(pack.positions_T).to(device)
