@@ -119,7 +119,7 @@ def _ask_stage(run: RunFolder, recipe: Recipe, emit: Emit) -> list[dict[str, str
         return result["served"]
     from lorakeet.serve.http import start_background_server
 
-    questions = _three_questions(result) or list(recipe.train.sample_prompts)[:3]
+    questions = _three_questions(result) or dict.fromkeys(recipe.train.sample_prompts[:3], "")
     if not questions:
         return []
     listen = open_sinks(run, emit)
@@ -131,19 +131,24 @@ def _ask_stage(run: RunFolder, recipe: Recipe, emit: Emit) -> list[dict[str, str
         names = list_models(address)
         base = next(name for name in names if name != "specialist")
         served = [
-            {"question": q, "base": ask(address, base, q), "tuned": ask(address, "specialist", q)}
-            for q in questions
+            {
+                "question": q,
+                "expected": expected,
+                "base": ask(address, base, q),
+                "tuned": ask(address, "specialist", q),
+            }
+            for q, expected in questions.items()
         ]
     write_json(run.evaluation, {**result, "served": served})
     return served
 
 
-def _three_questions(result: dict[str, Any]) -> list[str]:
-    """Held-out questions spread over the domain; none when nothing was held out."""
+def _three_questions(result: dict[str, Any]) -> dict[str, str]:
+    """Held-out questions spread over the domain, and their answers; {} when none was held out."""
     rows = result.get("domain", {}).get("tuned", {}).get("rows", [])
     rows = sorted(rows, key=lambda row: str(row["question"]))
     step = max(1, len(rows) // 3)
-    return [row["question"] for row in rows[::step][:3]]
+    return {row["question"]: row["expected"] for row in rows[::step][:3]}
 
 
 def list_models(address: str) -> list[str]:

@@ -97,7 +97,8 @@ def write_run(folder):
         "retention": compare_reports(*general),
         "perplexity": {"base": {"loss": 2.9, "perplexity": 18.2, "num_targets": 900},
                        "tuned": {"loss": 0.7, "perplexity": 2.0, "num_targets": 900}},
-        "served": [{"question": "Hi?", "base": "Hello", "tuned": "Good day"}],
+        "served": [{"question": "Hi?", "expected": "A good day", "base": "Hello",
+                    "tuned": "Good day"}],
         "classification": asdict(confusion),
     })  # fmt: skip
     write_rest(run, recipe)
@@ -144,7 +145,15 @@ def test_a_full_run_gives_one_page_that_asks_nothing_of_the_network(tmp_path):
     assert not [tag for tag, attrs in page.tags if asking & attrs.keys() or tag == "script"]
     assert not re.search(r"url\(|@import|https?://", html)
     text = visible_text(html)
-    for part in ("8.3 %", "87.5 %", "18.20", "passed", "5.00 %", "承诺生效时合同成立"):
+    for part in (
+        "A good day",
+        "8.3 %",
+        "87.5 %",
+        "18.20",
+        "passed",
+        "5.00 %",
+        "承诺生效时合同成立",
+    ):
         assert part in text, part
     assert html.count('<svg class="chart"') == 5
 

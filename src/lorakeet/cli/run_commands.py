@@ -150,5 +150,6 @@ def _print_trained(trained: Any, as_json: bool) -> None:
 
 def _print_answers(served: list[dict[str, str]]) -> None:
     """Questions asked over HTTP with both answers."""
-    rows = [(item["question"], item["base"], item["tuned"]) for item in served]
-    print_table("Asked over HTTP", ("question", "base", "specialist"), rows)
+    keys = ("question", "expected", "base", "tuned")
+    rows = [tuple(item.get(key) or "-" for key in keys) for item in served]
+    print_table("Asked over HTTP", ("question", "expected", "base", "specialist"), rows)
