@@ -17,14 +17,12 @@ import lzma
 import random
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from itertools import islice
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arms import Figures, run_ours, run_timed, take_turns
 from benchmarks.encoder_recipe import find_encoder
 from lorakeet.base.run_folder import write_text
 
@@ -63,16 +61,9 @@ def recipe_of(work: Path, steps: int) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def run_lorakeet(work: Path, steps: int) -> dict[str, float]:
-    """Our arm, as a user would run it."""
-    import lorakeet as lk
-    from lorakeet.base.events import read_events
-
-    folder = work / f"run-{time.time_ns()}"
-    lk.train(recipe_of(work, steps), folder)
-    done = [e for e in read_events(folder / "events.jsonl") if e["kind"] == "step"][1:]
-    return {"tokens": sum(e["num_tokens"] for e in done),
-            "seconds": sum(e["duration_s"] for e in done)}  # fmt: skip
+def run_lorakeet(work: Path, steps: int) -> Figures:
+    """Our arm."""
+    return run_ours(recipe_of(work, steps), work)
 
 
 def encoded_rows(work: Path) -> list[dict[str, Any]]:
@@ -98,7 +89,6 @@ def run_peer(arm: str, work: Path, steps: int) -> dict[str, float]:
         AutoTokenizer,
         DataCollatorWithPadding,
         Trainer,
-        TrainerCallback,
         TrainingArguments,
     )
 
@@ -108,29 +98,14 @@ def run_peer(arm: str, work: Path, steps: int) -> dict[str, float]:
     lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="SEQ_CLS")
     padding = {"padding": "max_length", "max_length": MAX_TOKENS} if "256" in arm else {}
     collate = DataCollatorWithPadding(AutoTokenizer.from_pretrained(work / "base"), **padding)
-    marks: list[tuple[float, int]] = []
-    taken = 0
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *_: Any, **__: Any) -> None:
-            marks.append((time.perf_counter(), taken))
-
-    def count(_module: Any, _inputs: Any, named: dict[str, Any]) -> None:
-        nonlocal taken
-        taken += int(named["attention_mask"].sum())
-
     model = peft.get_peft_model(model, lora)
-    model.register_forward_pre_hook(count, with_kwargs=True)
     options = TrainingArguments(
         output_dir=str(work / "peer"), per_device_train_batch_size=ROWS_PER_STEP, max_steps=steps,
         learning_rate=2e-4, report_to=[], save_strategy="no", logging_strategy="no", use_cpu=True,
         disable_tqdm=True, seed=0, dataloader_pin_memory=False,
     )  # fmt: skip
-    Trainer(
-        model=model, args=options, train_dataset=Dataset.from_list(encoded_rows(work)),
-        data_collator=collate, callbacks=[Clock()],
-    ).train()  # fmt: skip
-    return {"tokens": marks[-1][1] - marks[0][1], "seconds": marks[-1][0] - marks[0][0]}
+    rows = Dataset.from_list(encoded_rows(work))
+    return run_timed(Trainer(model=model, args=options, train_dataset=rows, data_collator=collate))
 
 
 def run_arm(arm: str, work: Path, steps: int) -> None:
@@ -157,16 +132,7 @@ def main() -> None:
         return
     work = Path(tempfile.mkdtemp())
     write_work(work, asked.layers)
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in asked.arms}
-    for _ in range(asked.repeats):
-        for arm in asked.arms:
-            command = [sys.executable, "-m", "benchmarks.encoder_packing", "--arm", arm,
-                       "--work", str(work), "--steps", str(asked.steps)]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{arm}: {done.stderr[-2000:]}")
-            found[arm].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(arm, found[arm][-1], flush=True)
+    found = take_turns("benchmarks.encoder_packing", asked.arms, work, asked)
     shutil.rmtree(work)
     write_table(asked, found)
 

@@ -20,7 +20,6 @@ import os
 import re
 import shutil
 import statistics
-import subprocess
 import sys
 import tempfile
 import time
@@ -31,6 +30,7 @@ from typing import Any
 
 import torch
 
+from benchmarks.arms import run_timed, take_turns
 from benchmarks.training_step import ARMS, SHAPES, encoded_rows, write_work
 from lorakeet.base.gpu_code import has_triton
 from lorakeet.base.run_folder import write_text
@@ -147,7 +147,6 @@ def run_peer(arm: str, work: Path, steps: int) -> dict[str, float]:
         AutoTokenizer,
         DataCollatorForSeq2Seq,
         Trainer,
-        TrainerCallback,
         TrainingArguments,
     )
 
@@ -182,24 +181,7 @@ def run_peer(arm: str, work: Path, steps: int) -> dict[str, float]:
             train_dataset=rows,
             data_collator=DataCollatorForSeq2Seq(tokenizer, padding=True),
         )
-    seen: list[int] = []
-    marks: list[tuple[float, int]] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **options: Any) -> None:
-            torch.cuda.synchronize()
-            marks.append((time.perf_counter(), sum(seen)))
-
-    collate = trainer.data_collator
-
-    def count(features: list[Any]) -> Any:
-        seen.append(sum(len(feature["input_ids"]) for feature in features))
-        return collate(features)
-
-    trainer.data_collator = count
-    trainer.add_callback(Clock())
-    trainer.train()
-    return {"tokens": marks[-1][1] - marks[2][1], "seconds": marks[-1][0] - marks[2][0]}
+    return run_timed(trainer, warm_steps=3, wait=torch.cuda.synchronize)
 
 
 def _has(package: str) -> bool:
@@ -218,18 +200,9 @@ def run_arm(arm: str, work: Path, steps: int) -> None:
 def measure_step(asked: argparse.Namespace) -> list[str]:
     """Interleaved runs of all arms, as the rows of a table."""
     work = Path(tempfile.mkdtemp())
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in ARMS}
     try:
         write_work(work, asked.shape, None, PREFIX)
-        for _ in range(asked.repeats):
-            for arm in ARMS:
-                command = [sys.executable, "-m", "benchmarks.gpu_step", "--arm", arm, "--work",
-                           str(work), "--steps", str(asked.steps)]  # fmt: skip
-                done = subprocess.run(command, capture_output=True, text=True)
-                if done.returncode:
-                    raise SystemExit(f"{arm}: {done.stderr[-2000:]}")
-                found[arm].append(json.loads(done.stdout.strip().splitlines()[-1]))
-                print(arm, found[arm][-1], flush=True)
+        found = take_turns("benchmarks.gpu_step", list(ARMS), work, asked)
     finally:
         shutil.rmtree(work)
     speed = {a: statistics.median(r["tokens_per_s"] for r in runs) for a, runs in found.items()}

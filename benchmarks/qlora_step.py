@@ -23,14 +23,12 @@ import json
 import random
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
 import lorakeet
+from benchmarks.arms import run_ours, run_timed, take_turns
 from lorakeet.base.run_folder import write_text
 
 RESULTS = Path(__file__).parent / "results"
@@ -84,18 +82,6 @@ def recipe_of(work: Path, arm: str, steps: int) -> dict[str, Any]:
     }
 
 
-def run_ours(arm: str, work: Path, steps: int) -> dict[str, float]:
-    """One of our arms, as a user would run it."""
-    import lorakeet as lk
-    from lorakeet.base.events import read_events
-
-    folder = work / f"run-{time.time_ns()}"
-    lk.train(recipe_of(work, arm, steps), folder)
-    done = [e for e in read_events(folder / "events.jsonl") if e["kind"] == "step"][1:]
-    return {"tokens": sum(e["num_tokens"] for e in done),
-            "seconds": sum(e["duration_s"] for e in done)}  # fmt: skip
-
-
 def write_encoded(work: Path) -> None:
     """Our own ids and targets of the rows, so that all arms train the same tokens."""
     from lorakeet.base.events import ignore_events
@@ -138,25 +124,13 @@ def run_peer(arm: str, work: Path, steps: int) -> dict[str, float]:
         AutoTokenizer,
         DataCollatorForSeq2Seq,
         Trainer,
-        TrainerCallback,
         TrainingArguments,
     )
 
     rows = Dataset.from_list(json.loads((work / "encoded.json").read_text(encoding="utf-8")))
     collate = DataCollatorForSeq2Seq(AutoTokenizer.from_pretrained(work / "base"), padding=True)
-    seen: list[int] = []
-    marks: list[tuple[float, int]] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **options: Any) -> None:
-            marks.append((time.perf_counter(), sum(seen)))
-
-    def count(features: list[Any]) -> Any:
-        seen.append(sum(len(feature["input_ids"]) for feature in features))
-        return collate(features)
-
     saves_memory = arm == "peer-saving"
-    Trainer(
+    trainer = Trainer(
         model=load_peer(work, saves_memory=saves_memory),
         args=TrainingArguments(
             output_dir=str(work / arm), max_steps=steps, learning_rate=2e-4, report_to=[],
@@ -164,17 +138,18 @@ def run_peer(arm: str, work: Path, steps: int) -> dict[str, float]:
             logging_strategy="no", disable_tqdm=True, gradient_checkpointing=saves_memory,
             dataloader_pin_memory=False,
         ),
-        train_dataset=rows, data_collator=count, callbacks=[Clock()],
-    ).train()  # fmt: skip
-    # the loader fetches one batch ahead: tokens of the timed steps are those fetched between marks
-    return {"tokens": marks[-1][1] - marks[0][1], "seconds": marks[-1][0] - marks[0][0]}
+        train_dataset=rows, data_collator=collate,
+    )  # fmt: skip
+    return run_timed(trainer)
 
 
 def run_arm(arm: str, work: Path, steps: int) -> None:
     """One arm in this process; its figures as one line of JSON."""
     from lorakeet.train.memory import peak_bytes
 
-    found = (run_ours if arm in OURS else run_peer)(arm, work, steps)
+    found = (
+        run_ours(recipe_of(work, arm, steps), work) if arm in OURS else run_peer(arm, work, steps)
+    )
     rate = found["tokens"] / found["seconds"]
     print("\n" + json.dumps({"tokens_per_s": rate, "peak": peak_bytes()}))
 
@@ -192,28 +167,14 @@ def main() -> None:
     if asked.arm:
         run_arm(asked.arm, asked.work, asked.steps)
         return
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in asked.arms}
     with tempfile.TemporaryDirectory() as name:
         work = Path(name)
         write_work(work, asked.shape)
         write_encoded(work)
-        for _ in range(asked.repeats):
-            for arm in asked.arms:
-                found[arm].append(run_in_process(arm, work, asked.steps))
-                print(arm, found[arm][-1], flush=True)
+        found = take_turns("benchmarks.qlora_step", asked.arms, work, asked)
     table = to_table(asked, found)
     print(table)
     write_text(RESULTS / f"qlora_step_{asked.shape}.md", table)
-
-
-def run_in_process(arm: str, work: Path, steps: int) -> dict[str, float]:
-    """One arm in a process of its own."""
-    command = [sys.executable, "-m", "benchmarks.qlora_step", "--arm", arm, "--work", str(work),
-               "--steps", str(steps)]  # fmt: skip
-    done = subprocess.run(command, capture_output=True, text=True, check=False)
-    if done.returncode:
-        raise SystemExit(f"{arm}: {done.stderr[-2000:]}")
-    return json.loads(done.stdout.strip().splitlines()[-1])
 
 
 def to_table(asked: argparse.Namespace, found: dict[str, list[dict[str, float]]]) -> str:

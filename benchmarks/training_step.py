@@ -22,13 +22,12 @@ import json
 import random
 import shutil
 import statistics
-import subprocess
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arms import Figures, run_ours, run_timed, take_turns
 from benchmarks.step_profile import profile_step
 from lorakeet.base.run_folder import write_text
 
@@ -95,16 +94,9 @@ def recipe_of(work: Path, steps: int) -> dict[str, Any]:
     }
 
 
-def run_lorakeet(work: Path, steps: int) -> dict[str, float]:
-    """Our arm, as a user would run it."""
-    import lorakeet as lk
-    from lorakeet.base.events import read_events
-
-    folder = work / f"run-{time.time_ns()}"
-    lk.train(recipe_of(work, steps), folder)
-    done = [e for e in read_events(folder / "events.jsonl") if e["kind"] == "step"][1:]
-    return {"tokens": sum(e["num_tokens"] for e in done),
-            "seconds": sum(e["duration_s"] for e in done)}  # fmt: skip
+def run_lorakeet(work: Path, steps: int) -> Figures:
+    """Our arm."""
+    return run_ours(recipe_of(work, steps), work)
 
 
 def encoded_rows(work: Path) -> list[dict[str, list[int]]]:
@@ -124,41 +116,23 @@ def encoded_rows(work: Path) -> list[dict[str, list[int]]]:
     ]  # fmt: skip
 
 
-def run_peer(arm: str, work: Path, steps: int) -> dict[str, float]:
+def run_peer(arm: str, work: Path, steps: int) -> Figures:
     """PEFT with Trainer or TRL on the same rows."""
     import peft
     import torch
     from datasets import Dataset
-    from transformers import AutoModelForCausalLM, AutoTokenizer, TrainerCallback
+    from transformers import AutoModelForCausalLM, AutoTokenizer
 
     rows = Dataset.from_list(encoded_rows(work))
     tokenizer = AutoTokenizer.from_pretrained(work / "base")
     model = AutoModelForCausalLM.from_pretrained(work / "base", dtype=torch.float32)
     lora = peft.LoraConfig(r=16, lora_alpha=32, target_modules="all-linear", task_type="CAUSAL_LM")
-    seen: list[int] = []
-    marks: list[tuple[float, int]] = []
-
-    class Clock(TrainerCallback):
-        def on_step_end(self, *arguments: Any, **options: Any) -> None:
-            marks.append((time.perf_counter(), sum(seen)))
-
     options = {"output_dir": str(work / arm), "max_steps": steps, "learning_rate": 2e-4,
                "report_to": [], "save_strategy": "no", "logging_strategy": "no", "use_cpu": True,
                "disable_tqdm": True, "gradient_checkpointing": False, "seed": 0,
                "dataloader_pin_memory": False}  # fmt: skip
     build = build_trl if arm == "trl-packing" else build_trainer
-    trainer = build(arm, model, lora, tokenizer, rows, options)
-    collate = trainer.data_collator
-
-    def count(features: list[Any]) -> Any:
-        seen.append(sum(len(feature["input_ids"]) for feature in features))
-        return collate(features)
-
-    trainer.data_collator = count
-    trainer.add_callback(Clock())
-    trainer.train()
-    # the loader fetches one batch ahead: tokens of the timed steps are those fetched between marks
-    return {"tokens": marks[-1][1] - marks[0][1], "seconds": marks[-1][0] - marks[0][0]}
+    return run_timed(build(arm, model, lora, tokenizer, rows, options))
 
 
 def build_trainer(
@@ -246,24 +220,11 @@ def main() -> None:
         if asked.profile:
             print("\n".join(profile_step(lambda: run_lorakeet(work, asked.steps))))
         else:
-            write_table(asked, run_arms(asked, work), work)
+            write_table(
+                asked, take_turns("benchmarks.training_step", asked.arms, work, asked), work
+            )
     finally:
         shutil.rmtree(work)
-
-
-def run_arms(asked: argparse.Namespace, work: Path) -> dict[str, list[dict[str, float]]]:
-    """Each arm in a process of its own, one after the other, as often as asked."""
-    found: dict[str, list[dict[str, float]]] = {arm: [] for arm in asked.arms}
-    for _ in range(asked.repeats):
-        for arm in asked.arms:
-            command = [sys.executable, "-m", "benchmarks.training_step", "--arm", arm,
-                       "--work", str(work), "--steps", str(asked.steps)]  # fmt: skip
-            done = subprocess.run(command, capture_output=True, text=True)
-            if done.returncode:
-                raise SystemExit(f"{arm}: {done.stderr[-2000:]}")
-            found[arm].append(json.loads(done.stdout.strip().splitlines()[-1]))
-            print(arm, found[arm][-1], flush=True)
-    return found
 
 
 def write_table(
