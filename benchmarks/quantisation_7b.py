@@ -66,17 +66,25 @@ def write_base(folder: Path, shape: dict) -> int:
 
 def measure(part: str, base: str, cache: str, dtype: str) -> dict[str, float]:
     """Time and peak memory of one part, in this process."""
-    started_s = time.perf_counter()
     if part == "step":
         found = train_one_step(base, cache)
     else:
-        from lorakeet.base.quantization_settings import QuantizationSettings
-        from lorakeet.models.load import load_model
-
-        load_model(base, quantization=QuantizationSettings(kind="nf4", cache=cache), dtype=dtype)
-        found = {"load_s": time.perf_counter() - started_s}
+        found = time_load(base, cache, dtype)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     return found | {"peak_gib": peak / 2**30}
+
+
+def time_load(base: str, cache: str, dtype: str) -> dict[str, float]:
+    """Seconds of the imports, which any base costs, and of the loading itself."""
+    started_s = time.perf_counter()
+    import transformers.models.llama.modeling_llama  # noqa: F401
+
+    from lorakeet.base.quantization_settings import QuantizationSettings
+    from lorakeet.models.load import load_model
+
+    imported_s = time.perf_counter()
+    load_model(base, quantization=QuantizationSettings(kind="nf4", cache=cache), dtype=dtype)
+    return {"import_s": imported_s - started_s, "load_s": time.perf_counter() - imported_s}
 
 
 def train_one_step(base: str, cache: str) -> dict[str, float]:
