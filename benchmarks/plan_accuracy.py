@@ -1,4 +1,4 @@
-"""Predicted against measured peak memory and speed: 30 recipes, each a real run of its own.
+"""Predicted against measured peak memory and speed: 48 recipes, each a real run of its own.
 
     python -m benchmarks.plan_accuracy [--only 135m-512-lora ...] [--trial]
 
@@ -31,11 +31,12 @@ from lorakeet.train.memory import peak_bytes
 
 RESULTS = Path(__file__).parent / "results"
 STARTER = Path(__file__).resolve().parents[1] / "src" / "lorakeet" / "embedded" / "starter"
-# hidden, layers, heads, key-value heads, feed-forward width, vocabulary
+# hidden, layers, heads, key-value heads, feed-forward width, vocabulary; a mixture has 8 experts
 SHAPES = {
     "tiny": (64, 2, 4, 4, 176, 2560),
     "20m": (384, 8, 6, 2, 1024, 16384),
     "135m": (576, 30, 9, 3, 1536, 49152),
+    "mixture": (256, 6, 4, 2, 512, 16384),
 }
 METHODS: dict[str, dict[str, Any]] = {
     "lora": {"rank": 16},
@@ -46,27 +47,32 @@ METHODS: dict[str, dict[str, Any]] = {
     "qlora": {"rank": 16},
 }
 QUANTIZED = {"int8": "int8", "qlora": "nf4"}
-# shape, tokens of a row, tokens of a micro-batch
+# shape, dtype of the checkpoint, tokens of a row, tokens of a micro-batch
 WORK = {
-    "tiny-512": ("tiny", 512, 2048),
-    "20m-256": ("20m", 256, 512),
-    "20m-1024": ("20m", 1024, 1024),
-    "135m-128": ("135m", 128, 256),
-    "135m-512": ("135m", 512, 512),
+    "tiny-512": ("tiny", "float32", 512, 2048),
+    "20m-256": ("20m", "float32", 256, 512),
+    "20m-256-bf16": ("20m", "bfloat16", 256, 512),
+    "20m-1024": ("20m", "float32", 1024, 1024),
+    "mixture-512": ("mixture", "float32", 512, 1024),
+    "135m-128": ("135m", "float32", 128, 256),
+    "135m-512": ("135m", "float32", 512, 512),
+    "135m-512-bf16": ("135m", "bfloat16", 512, 512),
 }
 
 
-def write_base(folder: Path, shape: str) -> None:
-    """A Llama of a shape with random weights and the starter's tokenizer."""
-    from transformers import LlamaConfig, LlamaForCausalLM
+def write_base(folder: Path, shape: str, dtype: str) -> None:
+    """A Llama, or a Mixtral, of a shape with random weights and the starter's tokenizer."""
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
 
+    kind = "mixtral" if shape == "mixture" else "llama"
     hidden, layers, heads, kv_heads, ffn, vocabulary = SHAPES[shape]
-    config = LlamaConfig(
-        hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
+    config = AutoConfig.for_model(
+        kind, hidden_size=hidden, num_hidden_layers=layers, num_attention_heads=heads,
         num_key_value_heads=kv_heads, intermediate_size=ffn, vocab_size=vocabulary,
         max_position_embeddings=2048, tie_word_embeddings=True, pad_token_id=0,
     )  # fmt: skip
-    LlamaForCausalLM(config).save_pretrained(folder)
+    AutoModelForCausalLM.from_config(config).to(getattr(torch, dtype)).save_pretrained(folder)
     for path in STARTER.glob("*token*"):
         shutil.copy(path, folder)
 
@@ -119,11 +125,11 @@ def try_one(recipe: dict[str, Any], work: Path) -> dict[str, Any]:
 
 def measure(name: str, method: str, work: Path, *, has_trial: bool) -> dict[str, Any]:
     """One recipe in a fresh process, with its trial before it where that is asked for."""
-    shape, length, tokens = WORK[name]
-    base, rows = work / shape, work / f"rows-{length}.jsonl"
+    shape, dtype, length, tokens = WORK[name]
+    base, rows = work / f"{shape}-{dtype}", work / f"rows-{length}.jsonl"
     if not base.is_dir():
         code = "from pathlib import Path; from benchmarks.plan_accuracy import write_base; " \
-               f"write_base(Path({str(base)!r}), {shape!r})"  # fmt: skip
+               f"write_base(Path({str(base)!r}), {shape!r}, {dtype!r})"  # fmt: skip
         subprocess.run([sys.executable, "-c", code], check=True, capture_output=True)
     write_rows(rows, length)
     recipe = recipe_of(base, rows, method, length, tokens)
