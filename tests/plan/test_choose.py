@@ -7,7 +7,7 @@ import pytest
 
 from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.recipe_file import recipe_from_dict
-from lorakeet.base.units import GIB
+from lorakeet.base.units import GIB, MIB
 from lorakeet.plan.case import HEADROOM_FRACTION
 from lorakeet.plan.choose import DataFacts, make_plan
 from lorakeet.plan.hardware import Gpu, Hardware
@@ -31,8 +31,8 @@ def machine(free_gib, gpu=None):
 def plan_for(tmp_path):
     """A plan of GPT-2 on a machine with so much memory."""
 
-    def make(free_gib=64.0, *, gpu="Other", known=None, **recipe):
-        write_config(tmp_path, GPT2)
+    def make(free_gib=64.0, *, gpu="Other", known=None, config=GPT2, **recipe):
+        write_config(tmp_path, config)
         content = {"base": "b", "data": {"train": "a.jsonl"}, **recipe}
         return make_plan(recipe_from_dict(content), tmp_path, machine(free_gib, gpu), data=known)
 
@@ -113,6 +113,19 @@ def test_fewer_tokens_are_offered_only_where_they_fit(plan_for, free_gib):
 def test_where_the_libraries_alone_do_not_fit_no_smaller_base_is_named(plan_for):
     assert "libraries alone take 600.00 MiB" in " ".join(plan_for(0.5).remedies)
     assert "fits a base of about" in " ".join(plan_for(0.75).remedies)
+
+
+def test_no_remedy_names_more_memory_than_what_is_asked_for_takes(plan_for):
+    """Layers in few bits bring a compiler, so a small base needs least as it is."""
+    tiny = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "vocab_size": 64,
+            "n_positions": 64}  # fmt: skip
+    for free_mib in (300, 500, 535, 545, 560):
+        plan = plan_for(free_mib / 1024, gpu=None, config=tiny)
+        said, need = " ".join(plan.remedies), rows(plan)["lora"].memory
+        room = HEADROOM_FRACTION * free_mib * MIB
+        assert ("libraries alone take 480.00 MiB" in said) is (room <= need.process)
+        assert "nf4" not in said and "int8" not in said
+        assert (plan.chosen == "lora") is (need.total <= room)
 
 
 @pytest.mark.parametrize(("train", "max_tokens", "expected"), [

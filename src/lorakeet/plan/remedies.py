@@ -5,6 +5,7 @@ from __future__ import annotations
 from lorakeet.base.units import to_readable_bytes, to_readable_count
 from lorakeet.plan.case import PlanCase
 from lorakeet.plan.knobs import MIN_TOKENS
+from lorakeet.plan.memory import KINDS
 
 SETTING = {
     "full": "method.kind: full", "lora": "method.kind: lora",
@@ -25,7 +26,9 @@ def list_remedies(case: PlanCase, asked: str, chosen: str | None) -> list[str]:
         said.append(f"{asked} fits with {_spell_tokens(case, tokens)}.")
     if chosen:
         return [*said, f"{SETTING[chosen]} fits as the rest stands."]
-    least = "qlora"
+    # the asked method or fewer bits, whose compiler takes more than it saves of a small base
+    least = min(KINDS[KINDS.index(asked) :],
+                key=lambda kind: case.memory_of(kind, case.micro_batch_tokens).total)  # fmt: skip
     if asked != least and (tokens := _find_tokens(case, least)):
         said.append(f"{SETTING[least]} fits with {_spell_tokens(case, tokens)}.")
     memory = case.memory_of(least, case.micro_batch_tokens)
