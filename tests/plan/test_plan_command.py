@@ -44,6 +44,17 @@ def test_the_command_imports_neither_torch_nor_transformers(run_plan):
     assert content["chosen"] == "lora"
 
 
+def test_help_needs_no_library_but_that_of_the_command_line():
+    code = (
+        "import sys, runpy\ntry:\n    runpy.run_module('lorakeet', run_name='__main__')\n"
+        "except SystemExit:\n    pass\n"
+        "print([m for m in ('torch', 'numpy', 'pydantic', 'ruamel') if m in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code, "--help"], capture_output=True, text=True,
+                          check=True)  # fmt: skip
+    assert "Usage" in done.stdout and done.stdout.splitlines()[-1] == "[]"
+
+
 def test_the_table_is_printed_at_80_columns(run_plan):
     done = run_plan("--set", "method.targets=[no_such]")
     assert done.returncode == 0

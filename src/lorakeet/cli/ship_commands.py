@@ -8,7 +8,6 @@ from typing import Annotated
 import typer
 
 from lorakeet.base.errors import RequestError
-from lorakeet.base.quantization_settings import to_quantization
 from lorakeet.cli.output import CONSOLE, print_done, print_json
 from lorakeet.cli.trust import Trust
 
@@ -76,6 +75,7 @@ def serve(
 ) -> None:
     """Serve one base with many adapters over an OpenAI-compatible API."""
     from lorakeet.api.shipping import serve as start
+    from lorakeet.base.quantization_settings import to_quantization
     from lorakeet.serve.engine import EngineLimits
 
     folders = _to_folders(adapter)
@@ -95,6 +95,7 @@ def chat(
     trust: Trust = False,
 ) -> None:
     """Talk to a base and its adapters in the terminal."""
+    from lorakeet.base.quantization_settings import to_quantization
     from lorakeet.serve.engine import EngineLimits
     from lorakeet.serve.terminal import run_chat
 
