@@ -155,18 +155,23 @@ def test_dora_keeps_two_outputs_of_each_module_and_full_the_gradients_of_both_ta
     assert full - lora == pytest.approx(tables + (FFN - ranks) * share, abs=1)
 
 
-@pytest.mark.parametrize("method", [
-    {"rank": 16}, {"rank": 16, "dora": True}, {"rank": 12, "adalora": {"target_rank": 8}},
-    {"kind": "full"},
+LORA, FULL, STACKS = {"rank": 16}, {"kind": "full"}, ["gate_up_proj", "down_proj"]
+
+
+@pytest.mark.parametrize(("family", "method"), [
+    ("llama", LORA), ("llama", {"rank": 16, "dora": True}),
+    ("llama", {"rank": 12, "adalora": {"target_rank": 8}}), ("llama", FULL),
+    ("mixtral", LORA), ("mixtral", FULL), ("mixtral", {"targets": ["q_proj", *STACKS]}),
+    ("qwen2_moe", LORA), ("qwen2_moe", FULL), ("qwen3_moe", LORA), ("qwen3", LORA),
 ])  # fmt: skip
-def test_what_a_layer_keeps_is_what_autograd_saves(tmp_path, method):
+def test_what_a_layer_keeps_is_what_autograd_saves(tmp_path, family, method):
     """The difference of one layer and of 64 tokens more, counted by autograd's own hook."""
-    saved = {(layers, tokens): count_saved(layers, tokens, method)
+    saved = {(layers, tokens): count_saved(family, layers, tokens, method)
              for layers in (1, 2) for tokens in (64, 128)}  # fmt: skip
     found = (saved[2, 128] - saved[1, 128]) - (saved[2, 64] - saved[1, 64])
     predicted = {}
     for layers in (1, 2):
-        write_config(tmp_path, {**SHAPE, "model_type": "llama", "num_hidden_layers": layers})
+        write_config(tmp_path, {**shape_of(family, layers), "model_type": family})
         facts = read_model_facts(tmp_path)
         form = next((key for key in ("dora", "adalora") if key in method), "lora")
         for tokens in (64, 128):
@@ -180,14 +185,39 @@ def test_what_a_layer_keeps_is_what_autograd_saves(tmp_path, method):
     assert found == pytest.approx(kept, rel=0.01)
 
 
+def test_adapted_experts_are_held_a_second_time(tmp_path):
+    write_config(tmp_path, {**shape_of("mixtral", 2), "model_type": "mixtral"})
+    facts = read_model_facts(tmp_path)
+    alone, with_stacks = (
+        estimate_memory(facts, "lora", MemoryCase(
+            counted=counted_of(facts, targets=targets), micro_batch_tokens=1, is_gpu=False,
+        )).activations
+        for targets in (["q_proj"], ["q_proj", *STACKS])
+    )  # fmt: skip
+    down, up = (num * 4 * 96 * 256 for num in (1, 2))  # of one layer, with four experts
+    assert with_stacks - alone == pytest.approx(4 * (2 * (down + up) + 2 * up), rel=0.01)
+
+
 SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6,
          "num_key_value_heads": 2, "vocab_size": 512, "pad_token_id": 0}  # fmt: skip
+EXPERTS = {
+    "mixtral": {"num_local_experts": 4, "num_experts_per_tok": 2},
+    "qwen2_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 72,
+                  "shared_expert_intermediate_size": 136},
+    "qwen3_moe": {"num_experts": 8, "num_experts_per_tok": 3, "moe_intermediate_size": 72,
+                  "head_dim": 16},
+}  # fmt: skip
 
 
-def count_saved(layers, tokens, method):
+def shape_of(family, layers):
+    return {**SHAPE, **EXPERTS.get(family, {}), "num_hidden_layers": layers}
+
+
+def count_saved(family, layers, tokens, method):
     """Bytes that a packed forward pass keeps for its backward pass, weights not counted."""
     torch.manual_seed(0)
-    model = t.LlamaForCausalLM(t.LlamaConfig(**SHAPE, num_hidden_layers=layers))
+    config = t.AutoConfig.for_model(family, **shape_of(family, layers))
+    model = t.AutoModelForCausalLM.from_config(config)
     settings = recipe_from_dict({"base": "x", "data": {"train": "a"}, "method": method}).method
     apply_method(model, settings, task="text", seed=0)
     draw, origin = np.random.default_rng(0), Origin(path="a", line=1)

@@ -29,12 +29,14 @@ Activations of T tokens in a micro-batch, with hidden width D, feed-forward widt
 width of all query heads; what a layer keeps a token for its backward pass is:
 
     4 D     the residual stream twice (the two norms keep it) and the two norms' answers
-    2 Q     the queries, and attention's answer;  2 K  keys and values, K wide
+    2 Q     the queries, and attention's answer;  2 K  keys and values, K wide;  Q and K
+            once more where norms of their own stand before them
     3 F     a gated feed-forward part: gate, up and their product; 2 F without a gate, and
             for LoRA, which makes the product again
     r       of each adapted module, z = x A^T; AdaLoRA keeps it twice, and DoRA keeps two
             arrays of each module's output width besides
 
+``plan.experts`` tells what a mixture of experts keeps in the place of the third line.  All are
 counted as autograd saves them, to the number.  With gradient checkpointing this is one layer's,
 and D of each layer besides, which offload holds in main memory.  Besides there is, at one time,
 either the layer at work (4 F + 2 D a token) or the output head: 4 C bytes each for a chunk of C
@@ -56,6 +58,7 @@ from dataclasses import asdict, dataclass
 from lorakeet.base.quantization_settings import QuantizationSettings
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.units import MIB
+from lorakeet.plan.experts import count_dense_width, count_routed, count_stacks
 from lorakeet.plan.few_bits import count_quantized
 from lorakeet.plan.model_facts import ModelFacts
 from lorakeet.plan.trained import TrainedCount
@@ -210,10 +213,11 @@ def _count_weights(facts: ModelFacts, kind: str, case: MemoryCase, w: int, later
 
 def count_kept(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
     """Numbers that all layers keep a token for the backward pass."""
-    heads = 2 * (facts.query_width + facts.key_width)
+    heads = (2 + facts.has_head_norms) * (facts.query_width + facts.key_width)
     keeps_product = kind == "full" or case.form != "lora"
     inner = 3 if facts.is_gated and keeps_product else 2
-    kept = (4 * facts.hidden + heads + inner * facts.ffn) * facts.layers
+    kept = (4 * facts.hidden + heads) * facts.layers + inner * count_dense_width(facts)
+    kept += count_routed(facts, is_adapter=kind != "full", counted=case.counted)
     if kind == "full":
         return kept
     kept += RANK_ARRAYS[case.form] * case.counted.rank_sum
@@ -237,7 +241,11 @@ def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -
     logits = tokens * facts.vocabulary
     head = _count_chunks(logits, w if case.is_gpu else 0) + tokens * 3 * hidden * 4
     tables = 2 * w * facts.vocabulary * hidden if kind == "full" else 0
-    return int(tokens * kept * w) + _count_holes(facts, kind, case) + max(layer, head) + tables
+    stacks = w * count_stacks(case.counted) if kind != "full" else 0
+    return (
+        int(tokens * kept * w) + _count_holes(facts, kind, case) + max(layer, head)
+        + tables + stacks
+    )  # fmt: skip
 
 
 def _count_holes(facts: ModelFacts, kind: str, case: MemoryCase) -> int:

@@ -64,6 +64,11 @@ class ModelFacts:
         return any(p.kind == "experts" or p.path.endswith(ends) for p in self.parts)
 
     @property
+    def has_head_norms(self) -> bool:
+        """Whether queries and keys pass norms of their own, as in Qwen3 and Gemma 3."""
+        return any(part.path.endswith("q_norm") for part in self.parts)
+
+    @property
     def query_width(self) -> int:
         """The width of all query heads together: what attention's output matrix takes in."""
         ends = (".o_proj", ".out_proj", ".out_lin", ".dense", ".c_proj", ".wo")

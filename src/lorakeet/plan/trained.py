@@ -28,6 +28,8 @@ class TrainedCount:
         num_targets: adapted modules; 0 where the targets match nothing.
         rank_sum: r of all adapted modules together.
         output_sum: output widths of all adapted modules together.
+        stacked_parameters: weights of all adapted stacks of experts together.
+        largest_stack: weights of the largest one.
         missing_saved: names of ``modules_to_save`` that match nothing.
     """
 
@@ -37,6 +39,8 @@ class TrainedCount:
     missing_saved: tuple[str, ...] = ()
     rank_sum: int = 0
     output_sum: int = 0
+    stacked_parameters: int = 0
+    largest_stack: int = 0
 
     @property
     def total(self) -> int:
@@ -61,6 +65,7 @@ def count_trained(
     keys = {*method.modules_to_save, *(h for h in heads if _find_saved(facts, {h}))}
     saved = set(_find_saved(facts, keys))
     adapted = [(p, n) for p, n in _adaptable(facts) if n not in saved and _is_target(p, n, method)]
+    stacks = [part.weights for part, _ in adapted if part.kind == "stack"]
     ranks = [(_rank_of(method, name), part) for part, name in adapted]
     weights = {name: part.weights for part in facts.parts for name in part.names()}
     return TrainedCount(
@@ -71,7 +76,8 @@ def count_trained(
         missing_saved=tuple(k for k in method.modules_to_save if not _find_saved(facts, {k})),
         rank_sum=sum(r for r, part in ranks if part.kind != "stack"),
         output_sum=sum(part.num_out for _, part in ranks if part.kind != "stack"),
-    )
+        stacked_parameters=sum(stacks), largest_stack=max(stacks, default=0),
+    )  # fmt: skip
 
 
 def _count_factors(method: MethodSettings, r: int, part: Part) -> int:
