@@ -2,12 +2,13 @@
 
 import io
 import json
+from dataclasses import replace
 
 import pytest
 import torch
 from rich.console import Console
 
-from lorakeet.api.measuring import run_trial
+from lorakeet.api.measuring import choose_trial, run_trial
 from lorakeet.api.planning import make_run_plan, plan
 from lorakeet.base.errors import MachineError
 from lorakeet.base.recipe_file import recipe_from_dict
@@ -15,6 +16,7 @@ from lorakeet.base.run_folder import RunFolder, read_json
 from lorakeet.base.units import GIB, MIB
 from lorakeet.data.prepare import prepare_data
 from lorakeet.models.load import read_tokenizer, resolve_base
+from lorakeet.plan.choose import make_plan
 from lorakeet.plan.hardware import Hardware
 from lorakeet.plan.table import render_plan
 
@@ -23,6 +25,7 @@ from lorakeet.plan.table import render_plan
 def recipe(tmp_path):
     path = tmp_path / "rows.jsonl"
     rows = [{"text": f"a short letter number {n} about the weather"} for n in range(12)]
+    rows.append({"text": "a long letter about the weather " * 60})
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return recipe_from_dict({
         "base": "starter", "task": "text", "data": {"train": str(path), "validation": 0},
@@ -72,26 +75,44 @@ def test_a_measured_plan_tells_both_and_leaves_the_caller_as_it_was(recipe):
         assert word in text
 
 
-def test_a_run_with_much_room_is_not_measured_and_one_with_little_is(recipe, prepared, with_free):
-    with_free(20 * GIB)
-    assert "measured" not in make(recipe, prepared, may_measure=True)
+def test_a_new_run_is_tried_first_and_the_plan_says_why_or_why_not(recipe, prepared, with_free):
     with_free(900 * MIB)
-    content = make(recipe, prepared, may_measure=True)
+    content = make(recipe, prepared, is_new=True)
     assert content["measured"]["peak_bytes"] < 900 * MIB
+    assert content["measured"]["num_steps"] == 1, "only the plan's own command times many"
+    assert content["trial"]["is_made"] and "% of the memory that is free" in content["trial"]["why"]
     assert not list(prepared[0].data.glob("trial*"))
-    assert "measured" not in make(recipe, prepared)
+    off = recipe.model_copy(
+        update={"plan": recipe.plan.model_copy(update={"measure_first": False})}
+    )
+    for asked, is_new, why in ((off, True, "plan.measure_first is false"),
+                               (recipe, False, "has made steps already")):  # fmt: skip
+        content = make(asked, prepared, is_new=is_new)
+        assert "measured" not in content and why in content["trial"]["why"]
+    with_free(20 * GIB)
+    content = make(recipe, prepared, is_new=True)
+    assert "measured" not in content and "ten times as much would fit" in content["trial"]["why"]
+
+
+def test_what_the_planner_does_not_know_is_always_tried(recipe, prepared, with_free):
+    with_free(20 * GIB)
+    known = make_plan(recipe, resolve_base("starter"))
+    assert not choose_trial(recipe, known, is_new=True).is_made
+    other = replace(known, facts=replace(known.facts, model_type="sailor"))
+    found = choose_trial(recipe, other, is_new=True)
+    assert found.is_made and "sailor is not known" in found.why
 
 
 def test_what_was_measured_decides_and_what_is_far_too_much_is_refused_at_once(
     recipe, prepared, with_free
 ):
-    with_free(400 * MIB)
-    with pytest.raises(MachineError, match="in trial steps and 400.00 MiB is free"):
-        make(recipe, prepared, may_measure=True)
-    assert read_json(prepared[0].plan)["measured"]["peak_bytes"] > 400 * MIB
+    with_free(450 * MIB)
+    with pytest.raises(MachineError, match="in trial steps and 450.00 MiB is free"):
+        make(recipe, prepared, is_new=True)
+    assert read_json(prepared[0].plan)["measured"]["peak_bytes"] > 450 * MIB
     with_free(50 * MIB)
     with pytest.raises(MachineError, match="needs .* and 45.00 MiB is free"):
-        make(recipe, prepared, may_measure=True)
+        make(recipe, prepared, is_new=True)
     assert "measured" not in read_json(prepared[0].plan)
 
 

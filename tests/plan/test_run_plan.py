@@ -40,7 +40,9 @@ def test_plan_json_has_the_time_of_the_run_and_the_classes_of_the_data(prepare):
                   data)  # fmt: skip
     content = read_json(folder.plan)
     lora = next(row for row in content["methods"] if row["kind"] == "lora")
-    assert told == [(("plan",), {"chosen": "lora", "saved_fraction": 0.0})]
+    why = "the run has made steps already"
+    trial = {"is_made": False, "why": why}
+    assert told == [(("plan",), {"chosen": "lora", "saved_fraction": 0.0, "trial": trial})]
     if lora["tokens_per_s"]:
         assert lora["run_s"] * lora["tokens_per_s"] == pytest.approx(3 * data.train.lengths.sum())
     three = read_model_facts(resolve_base("starter"), num_labels=3)

@@ -11,14 +11,21 @@ import sys
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from lorakeet.base.errors import LorakeetError, MachineError
 from lorakeet.base.events import ignore_events
 from lorakeet.base.recipe import Recipe
 from lorakeet.base.recipe_file import read_recipe, recipe_to_dict, to_yaml
 from lorakeet.base.run_folder import read_json, write_json, write_text
+from lorakeet.base.units import to_readable_bytes
 
+if TYPE_CHECKING:
+    from lorakeet.plan.choose import Plan
+
+FAR_FRACTION = 1.5  # of the free memory; a prediction above it is refused untried
+SMALL_FRACTION = 0.1  # of the free memory; less may be wrong ten times over and still fit
+RATE_S = 5.0  # for ``plan --measure``, whose rate tells the time of the run
 RECIPE, RESULT = "trial-recipe.yaml", "trial.json"
 _SHOWN_CHARS = 1500
 
@@ -53,9 +60,47 @@ class Measured:
         return asdict(self)
 
 
+@dataclass(frozen=True, kw_only=True)
+class TrialChoice:
+    """Whether a run makes trial steps first, and why in words."""
+
+    is_made: bool
+    why: str
+
+
+def choose_trial(recipe: Recipe, made: Plan, *, is_new: bool) -> TrialChoice:
+    """A trial, unless what is predicted is far too much, or so little that no error matters.
+
+    A trial costs a second load of the base and three steps.  What the libraries take is known,
+    so it is set aside: model and steps are compared with what is left for them.
+
+    Args:
+        is_new: whether no step of the run has been made.
+    """
+    from lorakeet.plan.families import FAMILIES
+    from lorakeet.plan.memory import kind_of
+
+    memory = next(m.memory for m in made.methods if m.kind == kind_of(recipe))
+    free, kind = made.hardware.usable_bytes, made.facts.model_type
+    share = (memory.total - memory.process) / max(1, free - memory.process)
+    told = f"model and steps are predicted to take {100 * share:.0f} % of the memory that is free"
+    if not is_new:
+        return TrialChoice(is_made=False, why="the run has made steps already")
+    if not recipe.plan.measure_first:
+        return TrialChoice(is_made=False, why="plan.measure_first is false")
+    if memory.total > FAR_FRACTION * free:
+        why = f"{to_readable_bytes(memory.total)} predicted is far above {to_readable_bytes(free)}"
+        return TrialChoice(is_made=False, why=why)
+    if kind not in FAMILIES:
+        return TrialChoice(is_made=True, why=f"model_type {kind} is not known to the planner")
+    if share < SMALL_FRACTION:
+        return TrialChoice(is_made=False, why=f"{told}, so ten times as much would fit")
+    return TrialChoice(is_made=True, why=told)
+
+
 def measure_recipe(
     recipe: Recipe, folder: Path, predicted: Mapping[str, Any], *,
-    num_run_tokens: int, price_per_hour: float | None = None,
+    num_run_tokens: int, price_per_hour: float | None = None, rate_s: float = RATE_S,
 ) -> Measured:  # fmt: skip
     """Real steps of a recipe, made by a child process.
 
@@ -63,11 +108,12 @@ def measure_recipe(
         folder: has the prepared data, and gets two small files that are removed again.
         predicted: the method's row of the plan.
         num_run_tokens: of all epochs.
+        rate_s: steps are timed until this has passed, one at least.
 
     Raises:
         MachineError: the steps do not fit, or the process was ended by the system.
     """
-    found = run_trial(recipe, folder)
+    found = run_trial(recipe, folder, rate_s=rate_s)
     peak, total = found["peak_bytes"], predicted["bytes"]["total"]
     run_s = num_run_tokens / found["tokens_per_s"]
     return Measured(
@@ -80,18 +126,21 @@ def measure_recipe(
     )  # fmt: skip
 
 
-def run_trial(recipe: Recipe, folder: Path) -> dict[str, Any]:
+def run_trial(recipe: Recipe, folder: Path, *, rate_s: float = RATE_S) -> dict[str, Any]:
     """Starts the child, waits for it and reads what it found.
 
     Raises:
         MachineError: it could not make the steps.
     """
+    from lorakeet.models.remote_code import FLAG, is_remote_code_trusted
+
+    trusted = [FLAG] if is_remote_code_trusted() else []
     asked, result = folder / RECIPE, folder / RESULT
     write_text(asked, to_yaml(recipe_to_dict(recipe)))
     result.unlink(missing_ok=True)
     try:
         done = subprocess.run(
-            [sys.executable, "-m", "lorakeet.api.measuring", str(folder)],
+            [sys.executable, "-m", "lorakeet.api.measuring", str(folder), str(rate_s), *trusted],
             capture_output=True, text=True, check=False,
         )  # fmt: skip
         found = read_json(result) if result.is_file() else {}
@@ -117,25 +166,30 @@ def _explain(found: Mapping[str, Any], done: subprocess.CompletedProcess[str]) -
     return f"the trial steps ended with code {done.returncode}: {told}"
 
 
-def main(folder: Path) -> None:
-    """The child: data, model and steps as ``train`` has them."""
+def main(folder: Path, rate_s: float, *, is_trusted: bool) -> None:
+    """The child: data, model and steps as ``train`` has them.
+
+    Args:
+        is_trusted: whether the user lets the base run code of its own.
+    """
     from lorakeet.api.session import open_session, pad_id_of
     from lorakeet.base.run_folder import RunFolder
     from lorakeet.data.prepare import prepare_data
     from lorakeet.models.load import resolve_base
+    from lorakeet.models.remote_code import trust_remote_code
     from lorakeet.models.templates import read_recipe_tokenizer
     from lorakeet.train.trial import try_steps
 
     _offer_to_the_system()
-    recipe = read_recipe(folder / RECIPE)
-
+    recipe, emit = read_recipe(folder / RECIPE), ignore_events
     try:
-        data = prepare_data(recipe, read_recipe_tokenizer(recipe), folder, ignore_events)
-        session = open_session(
-            recipe, RunFolder(folder), resolve_base(recipe.base), data, ignore_events
-        )
-        pad_id = pad_id_of(session.tokenizer)
-        trial = try_steps(session.model, recipe, data, pad_id=pad_id, emit=ignore_events)
+        with trust_remote_code(is_trusted):
+            data = prepare_data(recipe, read_recipe_tokenizer(recipe), folder, emit)
+            session = open_session(
+                recipe, RunFolder(folder), resolve_base(recipe.base), data, emit
+            )  # fmt: skip
+            pad_id = pad_id_of(session.tokenizer)
+            trial = try_steps(session.model, recipe, data, pad_id=pad_id, emit=emit, rate_s=rate_s)
         write_json(folder / RESULT, asdict(trial))
     except LorakeetError as error:
         write_json(folder / RESULT, {"error": str(error)})
@@ -149,4 +203,4 @@ def _offer_to_the_system() -> None:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]))
+    main(Path(sys.argv[1]), float(sys.argv[2]), is_trusted=len(sys.argv) > 3)

@@ -5,11 +5,11 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lorakeet.api.measuring import measure_recipe
+from lorakeet.api.measuring import FAR_FRACTION, RATE_S, choose_trial, measure_recipe
 from lorakeet.api.resolve import RecipeLike, to_recipe
 from lorakeet.api.widths import settle_widths
 from lorakeet.base.errors import MachineError
@@ -20,9 +20,6 @@ from lorakeet.base.units import to_readable_bytes
 
 if TYPE_CHECKING:
     from lorakeet.plan.choose import DataFacts, Plan
-
-NEAR_FRACTION = 0.5  # of the free memory; a prediction below it is not measured
-FAR_FRACTION = 1.5  # of the free memory; a prediction above it is refused unmeasured
 
 
 def plan(
@@ -64,7 +61,7 @@ def plan(
         known = describe_data(asked, data, saved_fraction=saved)
         made = make_plan(asked, base, data=known, price_per_hour=price_per_hour)
         num_tokens = count_run_tokens(asked, data.train.lengths)
-        return _measure(asked, folder, made, num_tokens, price_per_hour)
+        return _measure(asked, folder, made, num_tokens, price_per_hour=price_per_hour)
 
 
 def plan_sizes(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Any:
@@ -80,12 +77,14 @@ def plan_sizes(recipe: RecipeLike, *, overrides: Sequence[str] = ()) -> Any:
 
 
 def _measure(
-    recipe: Recipe, folder: Path, made: Plan, num_tokens: int, price_per_hour: float | None
-) -> Plan:
+    recipe: Recipe, folder: Path, made: Plan, num_tokens: int, *,
+    price_per_hour: float | None = None, rate_s: float = RATE_S,
+) -> Plan:  # fmt: skip
     """The plan with what real steps took.
 
     Args:
         num_tokens: of the whole run, shared openings counted each time, as steps count them.
+        rate_s: steps are timed until this has passed.
 
     Raises:
         MachineError: the steps do not fit, or by far not, and then they are not tried.
@@ -100,8 +99,9 @@ def _measure(
             f"{to_readable_bytes(free)} is free, so it is not tried. {' '.join(made.remedies)}"
         )
     measured = measure_recipe(
-        recipe, folder, row, num_run_tokens=num_tokens, price_per_hour=price_per_hour
-    )
+        recipe, folder, row, num_run_tokens=num_tokens, price_per_hour=price_per_hour,
+        rate_s=rate_s,
+    )  # fmt: skip
     return replace(made, measured=measured.to_dict())
 
 
@@ -129,14 +129,15 @@ def describe_data(recipe: Recipe, data: Any, *, saved_fraction: float = 0.0) -> 
 
 def make_run_plan(
     recipe: Recipe, base_folder: Path, run: RunFolder, emit: Emit, data: Any,
-    *, may_measure: bool = False,
+    *, is_new: bool = False,
 ) -> None:  # fmt: skip
     """Writes ``plan.json`` and refuses what cannot fit.
 
-    A prediction that is near to what is free is measured first, where the recipe lets it.
+    A new run makes trial steps first, unless ``choose_trial`` says why not.
 
     Args:
         data: ``data.prepare.PreparedData``, from which time and classes are told.
+        is_new: whether no step of the run has been made.
 
     Raises:
         MachineError: the predicted memory, or the measured one where there is one, is more
@@ -150,27 +151,26 @@ def make_run_plan(
     made = make_plan(recipe, base_folder, data=known)
     shared = {"shared_prefixes": {"saved_fraction": saved, "speed_up": 1 / (1 - saved)}}
     shared |= {"frozen_cache": describe_frozen_cache(recipe, base_folder, run.path, data)}
-    content = made.to_dict() | shared
-    write_json(run.plan, content)
-    asked = next(m for m in content["methods"] if m["kind"] == kind_of(recipe))
-    need, free = asked["bytes"]["total"], made.hardware.usable_bytes
-    fits = asked["fits"]
-    if may_measure and NEAR_FRACTION * free < need < FAR_FRACTION * free:
+    choice = choose_trial(recipe, made, is_new=is_new)
+    shared |= {"trial": asdict(choice)}
+    write_json(run.plan, made.to_dict() | shared)
+    emit("plan", chosen=made.chosen, saved_fraction=saved, trial=asdict(choice))
+    if choice.is_made:
         num_tokens = count_run_tokens(recipe, data.train.lengths)
-        content = _measure(recipe, run.data, made, num_tokens, None).to_dict() | shared
-        write_json(run.plan, content)
-        need = content["measured"]["peak_bytes"] or need
-        fits = need <= free
-    emit("plan", chosen=content["chosen"], saved_fraction=saved)
-    if not fits:
-        told = asked["why"]
-        if "measured" in content:
-            told = (f"took {to_readable_bytes(need)} in trial steps and {to_readable_bytes(free)} "
-                    "is free.")  # fmt: skip
-        raise MachineError(
-            f"{kind_of(recipe)} on {recipe.base} {told} "
-            + (" ".join(content["remedies"]) or _tell_knobs(content["knobs"]))
+        made = _measure(recipe, run.data, made, num_tokens, rate_s=0.0)
+        write_json(run.plan, made.to_dict() | shared)
+    content = made.to_dict()
+    asked = next(m for m in content["methods"] if m["kind"] == kind_of(recipe))
+    fits, told, free = asked["fits"], asked["why"], made.hardware.usable_bytes
+    if made.measured:
+        peak = made.measured["peak_bytes"] or 0  # where the system does not tell: it was made
+        fits = peak <= free
+        told = (
+            f"took {to_readable_bytes(peak)} in trial steps and {to_readable_bytes(free)} is free."
         )
+    if not fits:
+        remedy = " ".join(made.remedies) or _tell_knobs(content["knobs"])
+        raise MachineError(f"{kind_of(recipe)} on {recipe.base} {told} {remedy}")
 
 
 def _tell_knobs(knobs: Sequence[Mapping[str, Any]]) -> str:

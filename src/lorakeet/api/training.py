@@ -173,8 +173,7 @@ def _train_in(
         emit("alarm", code="other-data", step=0, message=told)
     check_parent(recipe, tuple(data.label_names))
     with stage(emit, "plan"):
-        make_run_plan(recipe, base_folder, run, emit, data,
-                      may_measure=recipe.plan.measure_first and not is_resumed)  # fmt: skip
+        make_run_plan(recipe, base_folder, run, emit, data, is_new=not is_resumed)
     with stage(emit, "load"):
         session = open_session(recipe, run, base_folder, data, emit)
     with stage(emit, "train"):

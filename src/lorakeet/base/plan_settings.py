@@ -10,6 +10,7 @@ class PlanSettings(Section):
 
     measure_first: bool = setting(
         True,
-        "make two real steps in a process of their own where the memory could be short",
-        why="costs a moment, and only where the prediction takes more than half of what is free",
+        "make real steps on the longest rows first, in a process of their own",
+        why="a run that cannot fit is refused at once; costs a second load of the base and three "
+        "steps, and is left out where ten times the prediction would fit",
     )

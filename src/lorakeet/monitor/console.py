@@ -77,6 +77,9 @@ class RunConsole:
 
     def _show_plan(self, fields: dict[str, Any]) -> None:
         self._line(f"  method: {fields['chosen']}{_tell_shared(fields)}")
+        if trial := fields.get("trial"):
+            word = "trial steps first" if trial["is_made"] else "no trial steps"
+            self._line(f"  {word}: {escape(trial['why'])}")
 
     def _show_path(self, fields: dict[str, Any]) -> None:
         units = ", ".join(f"{count} x {name}" for name, count in fields["units"].items())

@@ -27,7 +27,6 @@ from lorakeet.train.sentinels import split_targets
 from lorakeet.train.step import StepRunner, build_runner
 
 NUM_MICRO_BATCHES = 2  # the second one meets the gradients of the first
-RATE_S = 5.0  # steps are timed until this has passed
 MAX_RATE_STEPS = 20
 
 
@@ -50,12 +49,14 @@ class Trial:
 
 
 def try_steps(
-    model: nn.Module, recipe: Recipe, data: PreparedData, *, pad_id: int, emit: Emit
-) -> Trial:
+    model: nn.Module, recipe: Recipe, data: PreparedData, *, pad_id: int, emit: Emit,
+    rate_s: float = 0.0,
+) -> Trial:  # fmt: skip
     """Steps of a recipe on its longest rows, then on its first ones.
 
     Args:
         model: with its method attached; trained for a few steps.
+        rate_s: steps are timed until this has passed, one at least.
 
     Raises:
         MachineError: not even the longest row fits.
@@ -75,7 +76,7 @@ def try_steps(
         copies.clear()
         tokens, seconds, made = 0, 0.0, 0
         started_s = time.perf_counter()
-        while not made or (time.perf_counter() - started_s < RATE_S and made < MAX_RATE_STEPS):
+        while not made or (time.perf_counter() - started_s < rate_s and made < MAX_RATE_STEPS):
             made += 1
             step = (made - 1) % order.num_steps + 1
             some, _ = split_targets([data.train[row] for row in order.rows_of_step(step)])
