@@ -5,10 +5,11 @@ import json
 import pytest
 from typer.testing import CliRunner
 
-from lorakeet.base.errors import RecipeError, RequestError
+from lorakeet.api.planning import plan
+from lorakeet.base.errors import MachineError, RecipeError, RequestError
 from lorakeet.base.events import read_events
 from lorakeet.base.recipe_file import recipe_from_dict
-from lorakeet.base.run_folder import RunFolder, sha256_file
+from lorakeet.base.run_folder import RunFolder, read_json, sha256_file
 from lorakeet.cli.app import APP
 from lorakeet.models.load import load_model
 from lorakeet.models.remote_code import find_remote_code, is_remote_code_trusted
@@ -73,6 +74,21 @@ def test_with_the_flag_it_trains_and_the_events_name_the_files(work):
     merge = ["merge", str(run.path), "--out", str(out), "--trust-remote-code"]
     done = CliRunner().invoke(APP, merge, catch_exceptions=False)
     assert done.exit_code == 0 and out.is_dir(), done.output
+
+
+def test_a_plan_runs_none_of_it_and_says_so_and_trial_steps_need_the_flag(work, monkeypatch):
+    monkeypatch.setenv("HF_MODULES_CACHE", str(work / "child"))
+    order, recipe = ["plan", str(work / "recipe.yaml")], str(work / "recipe.yaml")
+    done = CliRunner().invoke(APP, [*order, "--json"], catch_exceptions=False)
+    (told,) = [text for text in json.loads(done.output)["advice"] if "code of its own" in text]
+    assert "configuration_sailor.SailorConfig" in told and "--trust-remote-code" in told
+    with pytest.raises(MachineError, match="trial steps failed.*--trust-remote-code"):
+        plan(recipe, measure=True)
+    assert not (work / "mark").exists()
+    done = CliRunner().invoke(APP, [*order, "--measure", "--trust-remote-code"])
+    assert done.exit_code == 0, done.output
+    assert read_json(work / "recipe.plan.json")["measured"]["peak_bytes"] > 0
+    assert (work / "mark").read_text() == "it ran"
 
 
 @pytest.mark.parametrize("place", ["top", "train"])

@@ -44,13 +44,15 @@ def plan(
         MachineError: with ``measure``, the steps do not fit.
     """
     from lorakeet.models.load import resolve_base
+    from lorakeet.models.remote_code import advise_remote_code
     from lorakeet.models.templates import read_recipe_tokenizer
     from lorakeet.plan.choose import make_plan
 
     asked = to_recipe(recipe, overrides=overrides)
     base = resolve_base(asked.base)
     if not measure:
-        return make_plan(asked, base, price_per_hour=price_per_hour)
+        made = make_plan(asked, base, price_per_hour=price_per_hour)
+        return replace(made, advice=(*made.advice, *advise_remote_code(base)))
     from lorakeet.data.prepare import prepare_data
 
     with tempfile.TemporaryDirectory() as name:

@@ -13,6 +13,7 @@ import typer
 from lorakeet.base.errors import RequestError
 from lorakeet.base.run_folder import write_json
 from lorakeet.cli.output import CONSOLE, print_done, print_json, print_table
+from lorakeet.cli.trust import Trust
 
 Json = Annotated[bool, typer.Option("--json", help="Print one JSON value.")]
 Settings = Annotated[
@@ -71,6 +72,7 @@ def plan(
         float | None, typer.Option(min=0, help="What an hour of the machine costs.")
     ] = None,
     as_json: Json = False,
+    trust: Trust = False,
 ) -> None:
     """Predict memory, speed and time by method, and say what fits, before anything runs."""
     from lorakeet.api.planning import plan as make

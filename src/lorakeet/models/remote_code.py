@@ -45,6 +45,16 @@ def find_remote_code(folder: Path) -> dict[str, str]:
     return {str(path.relative_to(folder)): sha256_file(path) for path in files}
 
 
+def advise_remote_code(folder: Path) -> list[str]:
+    """What a plan says of a base that names code of its own; nothing for one that does not."""
+    named = ", ".join(_named_code(folder)[:3])
+    return [
+        f"this base names code of its own ({named}). The plan counts config.json and the weights "
+        "and runs none of it. Where transformers has no such model_type, training needs the code "
+        f"and runs it only with {FLAG}: read it first."
+    ] if named else []  # fmt: skip
+
+
 def copy_remote_code(base: Path, folder: Path) -> None:
     """Puts a trusted base's code beside a model that was made of it, which needs it too."""
     for name in find_remote_code(base) if is_remote_code_trusted() else ():
