@@ -153,3 +153,33 @@ def test_a_norm_of_16_bits_is_rounded_once(weight_dtype):
     assert [t.dtype for t in found] == [torch.bfloat16, torch.bfloat16, weight_dtype]
     for one, right in zip(found, expected, strict=True):
         assert (one.double() - right).abs().max() <= right.abs().max() / 200
+
+
+def test_products_of_a_norm_keep_its_input_and_have_the_same_gradients():
+    x, w, A, B = doubles(1, 6, 7), doubles(7), doubles(3, 7), doubles(4, 3)
+    W0, kept, norms = doubles(4, 7).detach(), set(), []
+
+    def keep(tensor):
+        kept.add(tensor.untyped_storage().data_ptr())
+        return tensor
+
+    def run(change):
+        n = RmsNorm.apply(x, w, 1e-5)
+        norms.append(n)
+        read = n if change is None else change(n)
+        return LoraProduct.apply(read, W0, None, A, B, 0.5).sin().sum()
+
+    with torch.autograd.graph.saved_tensors_hooks(keep, lambda tensor: tensor):
+        found = torch.autograd.grad(run(None), (x, w, A, B))
+    assert x.data_ptr() in kept and norms[0].data_ptr() not in kept
+    expected = torch.autograd.grad(run(torch.clone), (x, w, A, B))  # a copy is no norm's answer
+    torch.testing.assert_close(found, expected)
+
+    changed = torch.autograd.grad(run(lambda n: n.detach().mul_(2)), A)
+    expected = torch.autograd.grad(run(lambda n: n.detach() * 2), A)
+    torch.testing.assert_close(changed, expected)
+    with torch.no_grad():
+        n = RmsNorm.apply(x, w, 1e-5)
+        n.mul_(2)
+    (changed,) = torch.autograd.grad(LoraProduct.apply(n, W0, None, A, B, 0.5).sin().sum(), A)
+    torch.testing.assert_close(changed, expected[0])

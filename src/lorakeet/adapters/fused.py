@@ -9,6 +9,11 @@ Backward, with dy given and W0 frozen
     dx = dy W0,       dx += dz A
     dA = dz^T x,      dB = s dy^T z
 
+An x that is a norm's answer n = w (r x'), made from x' and one r a row, is not kept beside x',
+which the norm keeps anyway (``Normed``); nothing of n's size is computed for it again:
+
+    dA = dz^T n = ((r dz)^T x') w
+
 On a GPU x, y and W0 may have 16 bits beside A and B in float32: these are rounded to x's dtype
 for the products, and dA and dB, sums over all tokens, leave the matmul in float32.
 
@@ -18,6 +23,7 @@ Source: arXiv:2106.09685 section 4.1; the gradients are those of autograd.
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -46,24 +52,62 @@ class LoraProduct(torch.autograd.Function):
         y = multiply(x, base, b)
         z_Tr = x_TI @ A.T
         y.view(-1, y.shape[-1]).addmm_(z_Tr, B.T, alpha=s)
-        ctx.save_for_backward(x, z_Tr, A, B)
+        ctx.save_for_backward(*keep_input(x), z_Tr, A, B)
         ctx.base, ctx.s = base, s  # frozen, so no gradient and no version to watch
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, z_Tr, A, B = ctx.saved_tensors
+        x, r, w, z_Tr, A, B = ctx.saved_tensors
         dy_TO = dy.reshape(-1, dy.shape[-1])
         dz_Tr = (dy_TO @ B).mul_(ctx.s)
         dx = dA = dB = None
         if ctx.needs_input_grad[0]:
             dx = multiply_back(dy_TO, ctx.base).addmm_(dz_Tr, A).view(x.shape)
         if ctx.needs_input_grad[3]:
-            dA = sum_products(dz_Tr.T, x.reshape(-1, x.shape[-1]), ctx.dtypes[0])
+            dA = sum_inputs(dz_Tr, x, r, w, ctx.dtypes[0])
         if ctx.needs_input_grad[4]:
             dB = sum_products(dy_TO.T, z_Tr, ctx.dtypes[1]).mul_(ctx.s)
         return dx, None, None, dA, dB, None
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Normed:
+    """What a norm's answer n = w (r x) is made of; n carries it as its attribute ``normed``.
+
+    Args:
+        version: of n when it was made; another one says that n has been changed in place.
+    """
+
+    x: Tensor
+    r: Tensor
+    w: Tensor
+    version: int
+
+
+def remember_norm(n: Tensor, x: Tensor, r: Tensor, w: Tensor) -> None:
+    """Lets the products that read n keep x and r in its place, where all have one dtype."""
+    if n.dtype == r.dtype == w.dtype:
+        n.normed = Normed(x=x.detach(), r=r, w=w.detach(), version=n._version)
+
+
+def keep_input(x: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """What a product saves of its input: (x, None, None), or (x', r, w) of a norm's answer."""
+    normed = getattr(x, "normed", None)
+    if normed is None or normed.version != x._version:
+        return x, None, None
+    return normed.x, normed.r, normed.w
+
+
+def sum_inputs(
+    dz_Tr: Tensor, x: Tensor, r: Tensor | None, w: Tensor | None, dtype: torch.dtype
+) -> Tensor:
+    """The product dz^T x, [r, in], of an input as ``keep_input`` has it."""
+    if r is None or w is None:
+        return sum_products(dz_Tr.T, x.reshape(-1, x.shape[-1]), dtype)
+    scaled_Tr = dz_Tr * r.reshape(-1, 1)
+    return sum_products(scaled_Tr.T, x.reshape(-1, x.shape[-1]), dtype).mul_(w)
 
 
 def multiply(x: Tensor, base: Base, b: Tensor | None) -> Tensor:

@@ -4,8 +4,8 @@ Forward, with P(x) = x W0^T + b + s (x A^T) B^T for each of gate, up and down:
 
     g = P_gate(x),   u = P_up(x),   h = act(g) u,   y = P_down(h)
 
-Kept for backward: x, g, u and x A^T, h A^T; h, the widest after them, is formed again from
-g and u, which backward reads anyway.
+Kept for backward: x (or what a norm made it of), g, u and x A^T, h A^T; h, the widest after
+them, is formed again from g and u, which backward reads anyway.
 
 Backward, from dy:
 
@@ -27,7 +27,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from lorakeet.adapters.fused import multiply, multiply_back
+from lorakeet.adapters.fused import keep_input, multiply, multiply_back, sum_inputs
 from lorakeet.adapters.linear import LoraLinear, Plain
 from lorakeet.models.units import gate, gate_back
 
@@ -66,23 +66,23 @@ class AdaptedMlp(torch.autograd.Function):
         y = multiply(h, last.base, last.b)
         z_down_Tr = h.view(-1, h.shape[-1]) @ last.A.T
         y.view(-1, y.shape[-1]).addmm_(z_down_Tr, last.B.T, alpha=last.s)
-        ctx.save_for_backward(x, g, u, z_Tr, z_down_Tr, *factors)
+        ctx.save_for_backward(*keep_input(x), g, u, z_Tr, z_down_Tr, *factors)
         ctx.parts, ctx.act = parts, act
         return y
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor) -> tuple[Tensor | None, ...]:
-        x, g, u, z_Tr, z_down_Tr, A1, B1, A2, B2, A3, B3 = ctx.saved_tensors
+        x, r_T1, w, g, u, z_Tr, z_down_Tr, A1, B1, A2, B2, A3, B3 = ctx.saved_tensors
         first, second, last = ctx.parts
-        x_TI, dy_TI = x.reshape(-1, x.shape[-1]), dy.reshape(-1, dy.shape[-1])
+        dy_TI = dy.reshape(-1, dy.shape[-1])
         dz_down_Tr = (dy_TI @ B3).mul_(last.s)
         dh_TF = multiply_back(dy_TI, last.base).addmm_(dz_down_Tr, A3)
         dg_TF, du_TF, h_TF = gate_back(dh_TF, g.view(dh_TF.shape), u.view(dh_TF.shape), ctx.act)
         dA3, dB3 = dz_down_Tr.T @ h_TF, (dy_TI.T @ z_down_Tr).mul_(last.s)
         dz_Tr = torch.cat([(dg_TF @ B1).mul_(first.s), (du_TF @ B2).mul_(second.s)], dim=1)
         r = len(A1)
-        dA1, dA2 = (dz_Tr.T @ x_TI).split([r, len(A2)])
+        dA1, dA2 = sum_inputs(dz_Tr, x, r_T1, w, x.dtype).split([r, len(A2)])
         dB1 = (dg_TF.T @ z_Tr[:, :r]).mul_(first.s)
         dB2 = (du_TF.T @ z_Tr[:, r:]).mul_(second.s)
         dx = None

@@ -1,6 +1,7 @@
 """Elementwise parts of a layer as functions that save little and recompute the rest.
 
-    RMS norm    y = w x / sqrt(mean(x^2) + eps)             saves x and one number a row
+    RMS norm    y = w x / sqrt(mean(x^2) + eps)             saves x and one number a row,
+                                                            as do the adapted products of y
     gate        y = act(g) u                                saves g and u, not act(g)
     rotation    (x1, x2) -> (x1 c - x2 s, x2 c + x1 s)      saves nothing but c and s
 
@@ -21,6 +22,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lorakeet.adapters.fused import remember_norm
 from lorakeet.models.kernels import load_units
 
 
@@ -35,12 +37,15 @@ class RmsNorm(torch.autograd.Function):
         if gpu := load_units(x):
             y, r = gpu.norm(x, w, eps)
             ctx.save_for_backward(x, w, r)
+            remember_norm(y, x, r, w)
             return y
         wide = torch.promote_types(x.dtype, torch.float32)
         r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, w, r)
-        return (x * r).mul_(w).to(x.dtype)
+        y = (x * r).mul_(w).to(x.dtype)
+        remember_norm(y, x, r, w)
+        return y
 
     @staticmethod
     @once_differentiable
