@@ -23,8 +23,8 @@ from lorakeet.base.recipe import Recipe
 from lorakeet.base.records import Batch, EncodedSample, Pack
 from lorakeet.data.collate import collate
 from lorakeet.data.order import split_micro_batches
-from lorakeet.data.packing import build_pack, pack_rows
-from lorakeet.data.prefixes import Prefixes, choose_prefixes, pack_shared_rows
+from lorakeet.data.packing import build_pack, pack_evenly
+from lorakeet.data.prefixes import Prefixes, choose_prefixes
 from lorakeet.models.out_of_memory import is_out_of_memory
 from lorakeet.models.packed import read_pack_facts
 from lorakeet.models.recompute import OFF, list_modes, recompute_layers
@@ -163,10 +163,9 @@ class StepRunner:
 
     def _cut(self, lengths: Sequence[int], prefixes: Prefixes | None) -> list[list[int]]:
         """The rows of a step in micro-batches, as positions within the step."""
-        if prefixes is not None:
-            return pack_shared_rows(lengths, prefixes, self.micro_batch_tokens)
-        cut = pack_rows if self.packs else split_micro_batches
-        return cut(lengths, self.micro_batch_tokens)
+        if self.packs:
+            return pack_evenly(lengths, prefixes, self.micro_batch_tokens)
+        return split_micro_batches(lengths, self.micro_batch_tokens)
 
     def _build(
         self, samples: Sequence[EncodedSample], group: Sequence[int], prefixes: Prefixes | None
