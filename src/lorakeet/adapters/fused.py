@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lorakeet.quant.linear import QuantizedLinear
+from lorakeet.quant.linear import QuantizedLinear, new_brief
 
 Base = Tensor | QuantizedLinear
 HALVES = (torch.bfloat16, torch.float16)
@@ -117,7 +117,7 @@ def multiply(x: Tensor, base: Base, b: Tensor | None) -> Tensor:
     """
     if isinstance(base, QuantizedLinear):
         return base.multiply(x)
-    y = x.new_empty(*x.shape[:-1], base.shape[0])
+    y = new_brief(x, *x.shape[:-1], base.shape[0])
     x_TI, y_TO = x.reshape(-1, x.shape[-1]), y.view(-1, y.shape[-1])
     torch.mm(x_TI, base.T, out=y_TO) if b is None else torch.addmm(b, x_TI, base.T, out=y_TO)
     return y

@@ -25,13 +25,16 @@ from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
-from transformers.integrations.sdpa_attention import sdpa_attention_forward
-from transformers.masking_utils import ALL_MASK_ATTENTION_FUNCTIONS, sdpa_mask
-from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
 from lorakeet.models.attention import How, Layout, attend_segments
 from lorakeet.models.attention_gpu import find_attention
 from lorakeet.models.head import backbone_of, evaluation_mode
+from lorakeet.models.transformers_code import (
+    ALL_ATTENTION_FUNCTIONS,
+    ALL_MASK_ATTENTION_FUNCTIONS,
+    sdpa_attention_forward,
+    sdpa_mask,
+)
 
 NAME = "lorakeet_packed"
 PROBE_LENGTHS = (5, 3)

@@ -15,15 +15,16 @@ Legend: ... any leading sizes, D width.
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn import functional as F
 
 from lorakeet.adapters.fused import remember_norm
 from lorakeet.models.kernels import load_units
+from lorakeet.quant.linear import SLACK, new_brief
 
 
 class RmsNorm(torch.autograd.Function):
@@ -43,7 +44,7 @@ class RmsNorm(torch.autograd.Function):
         r = torch.linalg.vector_norm(x, dim=-1, keepdim=True, dtype=wide)
         r = r.square_().div_(x.shape[-1]).add_(eps).rsqrt_()
         ctx.save_for_backward(x, w, r)
-        y = (x * r).mul_(w).to(x.dtype)
+        y = torch.mul(x, r, out=new_brief(r, *x.shape)).mul_(w).to(x.dtype)
         remember_norm(y, x, r, w)
         return y
 
@@ -62,12 +63,12 @@ class RmsNorm(torch.autograd.Function):
         return t.addcmul_(x, mean, value=-1).mul_(r).to(dtype), dw, None
 
 
-_ACT: dict[str, tuple[Callable[[Tensor], Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
-    "silu": (F.silu, torch.ops.aten.silu_backward),
-    "gelu": (F.gelu, torch.ops.aten.gelu_backward),
+_ACT: dict[str, tuple[Callable[..., Tensor], Callable[[Tensor, Tensor], Tensor]]] = {
+    "silu": (torch.ops.aten.silu, torch.ops.aten.silu_backward),
+    "gelu": (torch.ops.aten.gelu, torch.ops.aten.gelu_backward),
     "gelu-tanh": (
-        lambda g: F.gelu(g, approximate="tanh"),
-        lambda d, g: torch.ops.aten.gelu_backward(d, g, approximate="tanh"),
+        partial(torch.ops.aten.gelu, approximate="tanh"),
+        partial(torch.ops.aten.gelu_backward, approximate="tanh"),
     ),
 }
 ACTIVATIONS = tuple(_ACT)
@@ -96,7 +97,8 @@ def gate(g: Tensor, u: Tensor, act: str) -> Tensor:
     """h = act(g) u."""
     if gpu := load_units(g):
         return gpu.gate(g, u, act)
-    return _ACT[act][0](g).mul_(u)
+    h = new_brief(g, *g.shape, slack=2 * SLACK)  # its hole serves the next layer's g
+    return _ACT[act][0](g, out=h).mul_(u)
 
 
 def gate_back(dh: Tensor, g: Tensor, u: Tensor, act: str) -> tuple[Tensor, Tensor, Tensor]:

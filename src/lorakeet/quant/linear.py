@@ -18,6 +18,7 @@ Source: arXiv:2305.14314, section 3, equations 5 and 6.
 
 from __future__ import annotations
 
+import math
 import threading
 from collections.abc import Callable
 from typing import Any
@@ -37,7 +38,20 @@ from lorakeet.quant.nf4 import Nf4Blocks
 from lorakeet.quant.scales import QuantizedScales
 
 Quantized = Nf4Blocks | Int8Weight
+SLACK = 64  # numbers; aligned to 64 bytes, an array needs a hole of 96 bytes more than its own
 _DOUBLE = ("codes", "scales", "offset", "levels")
+
+
+def new_brief(x: Tensor, *sizes: int, slack: int = SLACK) -> Tensor:
+    """An empty array for numbers that are soon let go, in the dtype and place of x; no view.
+
+    On a CPU it is larger by ``slack`` numbers, so that an array of the same sizes that is kept
+    fits into the hole that it leaves.  The C library (glibc before 2.38) fits no aligned array
+    into the hole of an equal one, and each layer of a model would leave one more.
+    """
+    if x.is_cuda:
+        return x.new_empty(sizes)
+    return x.new_empty(math.prod(sizes) + slack).resize_(sizes)
 
 
 class Scratch(threading.local):
@@ -147,7 +161,7 @@ class QuantizedLinear(nn.Module):
         if is_rounded or is_few(x, weight):
             y = multiply_rounded(x, weight) if is_rounded else multiply(x, weight)
             return y if bias is None else y.add_(bias)
-        y = x.new_empty(*x.shape[:-1], self.out_features)
+        y = new_brief(x, *x.shape[:-1], self.out_features)
         x_TI, y_TO = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
         W_IO = self.expand_shared(x.dtype).T
         torch.mm(x_TI, W_IO, out=y_TO) if bias is None else torch.addmm(bias, x_TI, W_IO, out=y_TO)

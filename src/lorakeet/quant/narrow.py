@@ -18,7 +18,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from lorakeet.quant.linear import QuantizedLinear, Scratch
+from lorakeet.quant.linear import QuantizedLinear, Scratch, new_brief
 
 _NARROW = (torch.bfloat16, torch.float16)
 
@@ -65,7 +65,7 @@ class NarrowLinear(QuantizedLinear):
 
     def multiply(self, x: Tensor) -> Tensor:
         """The product x W^T + b without a graph, [..., out]; no view of another tensor."""
-        y = x.new_empty(*x.shape[:-1], self.out_features)
+        y = new_brief(x, *x.shape[:-1], self.out_features)
         x_TI, y_TO = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
         W_IO = self.expand_shared(x.dtype).T
         if self.bias is None:
