@@ -9,8 +9,9 @@ from lorakeet.base.errors import NumericsError, RequestError
 from lorakeet.base.method_settings import MethodSettings
 from lorakeet.base.recipe import TrainSettings
 from lorakeet.train.optimizer import build_optimizer, set_rate
+from lorakeet.train.randomness import hash_seed
 from lorakeet.train.schedule import rate_at
-from lorakeet.train.step import StepRunner, hash_seed
+from lorakeet.train.step import StepRunner
 from tests.train.runs import digest_of, make_model, make_rows
 
 

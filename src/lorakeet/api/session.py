@@ -43,6 +43,7 @@ def open_session(
         RequestError: the method does not fit the model.
         MachineError: the base cannot be loaded.
     """
+    from lorakeet.models.heap import weights_apart
     from lorakeet.models.load import load_model
     from lorakeet.models.methods import apply_method
     from lorakeet.models.narrow import narrow_frozen
@@ -50,13 +51,16 @@ def open_session(
 
     # small steps of full training would be lost in 16-bit weights, on a GPU too
     dtype = "float32" if recipe.method.kind == "full" else "auto"
-    model, tokenizer = load_model(
-        recipe.base, task=recipe.task, label_names=data.label_names, dtype=dtype,
-        quantization=recipe.quantization,
-    )  # fmt: skip
-    set_template(tokenizer, recipe.data.chat_template)
-    apply_method(model, recipe.method, task=recipe.task, seed=recipe.train.seed, base=recipe.base)
-    narrow_frozen(model)
+    with weights_apart():
+        model, tokenizer = load_model(
+            recipe.base, task=recipe.task, label_names=data.label_names, dtype=dtype,
+            quantization=recipe.quantization,
+        )  # fmt: skip
+        set_template(tokenizer, recipe.data.chat_template)
+        apply_method(
+            model, recipe.method, task=recipe.task, seed=recipe.train.seed, base=recipe.base
+        )
+        narrow_frozen(model)
     return Session(
         recipe=recipe, run=run, base_folder=base_folder, model=model,
         tokenizer=tokenizer, data=data, emit=emit,

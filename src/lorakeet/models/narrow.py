@@ -8,8 +8,6 @@ which is read whole, stays as it is; so does a layer with a number that needs mo
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from collections import Counter
 
 import torch
@@ -17,6 +15,7 @@ from torch import nn
 
 from lorakeet.adapters.attach import KINDS
 from lorakeet.models.head import head_of
+from lorakeet.models.heap import give_back
 from lorakeet.quant.convert import replace_module
 from lorakeet.quant.linear import Scratch
 from lorakeet.quant.narrow import NarrowLinear, to_narrow
@@ -49,7 +48,7 @@ def narrow_frozen(model: nn.Module) -> int:
         module.weight = None  # gives the wide one back before the next layer
         num_layers += 1
     _forget_wide(model)
-    _give_back()
+    give_back()
     return num_layers
 
 
@@ -59,14 +58,6 @@ def _forget_wide(model: nn.Module) -> None:
     kept = [each for each in getattr(model, "_lorakeet_trainable", ()) if id(each) in held]
     if hasattr(model, "_lorakeet_trainable"):
         model._lorakeet_trainable = kept
-
-
-def _give_back() -> None:
-    """Hands freed memory to the system; glibc alone would keep the holes between the layers."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)
-        if trim is not None:
-            trim(0)
 
 
 def _can_be(module: nn.Module) -> bool:

@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 
 import torch
@@ -32,8 +32,10 @@ from lorakeet.models.score import score_labels, score_pack, score_pack_labels, s
 from lorakeet.models.shared import score_shared_pack
 from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS
 from lorakeet.train.frozen_states import FrozenStates
+from lorakeet.train.gradients import build_places, move_gradients
 from lorakeet.train.not_finite import name_not_finite, to_not_finite_error
 from lorakeet.train.optimizer import build_optimizer
+from lorakeet.train.randomness import hash_seed, own_randomness
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,6 +66,7 @@ class StepRunner:
         frozen: the kept answers of the frozen layers; rows are packed and nothing is shared.
         recompute: ``off``, ``on`` or ``offload``; see ``models.recompute``.
         recompute_next: what may follow, in this order, when one sample does not fit.
+        places: of the gradients; see ``train.gradients``.
         penalty: added to the loss once a step; it is in the gradient, not in the report.
         after_step: called with the step's number between the optimiser's step and the
             clearing of the gradients.
@@ -80,6 +83,7 @@ class StepRunner:
     frozen: FrozenStates | None = None
     recompute: str = OFF
     recompute_next: tuple[str, ...] = ()
+    places: tuple[Tensor, ...] = ()
     penalty: Callable[[], Tensor] | None = None
     after_step: Callable[[int], None] | None = None
 
@@ -108,7 +112,7 @@ class StepRunner:
         groups = groups or self._cut(lengths, prefixes)
         batches = [self._build(samples, group, prefixes) for group in groups]
         num_targets = sum(batch.num_targets for batch in batches)
-        randomness = _own_randomness(self.parameters[0].device, hash_seed(*seed))
+        randomness = own_randomness(self.parameters[0].device, hash_seed(*seed))
         with randomness, recompute_layers(self.model, self.recompute):
             rows = [[samples[i] for i in group] for group in groups]
             losses = self._accumulate(batches, rows, num_targets)
@@ -189,6 +193,8 @@ class StepRunner:
             with self.frozen.passing(own, device) if self.frozen else nullcontext():
                 loss_sum = score(self.model, batch, device)
             (loss_sum / num_targets).backward()
+            if not losses:
+                move_gradients(self.parameters, self.places)
             losses.append(loss_sum.detach())
         return torch.stack(losses).tolist()  # one wait for the device a step
 
@@ -208,10 +214,11 @@ def build_runner(
     named = list(model.named_parameters())
     asked, recompute = settings.micro_batch_tokens, settings.gradient_checkpointing
     packs = settings.packing and _is_packable(model, recipe.task)
+    trained = tuple(parameter for _, parameter in named if parameter.requires_grad)
     return StepRunner(
         model=model,
         optimizer=build_optimizer(named, settings, recipe.method),
-        parameters=tuple(parameter for _, parameter in named if parameter.requires_grad),
+        parameters=trained,
         pad_id=pad_id,
         micro_batch_tokens=AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked,
         max_gradient_norm=settings.max_gradient_norm,
@@ -219,6 +226,7 @@ def build_runner(
         shares=packs and settings.share_prefixes and _is_shareable(model, recipe.task),
         recompute=OFF if recompute == "auto" else recompute,
         recompute_next=list_modes(model) if recompute == "auto" else (),
+        places=build_places(trained),
         penalty=allocator.penalty if allocator else None,
         after_step=allocator.update if allocator else None,
     )
@@ -275,23 +283,6 @@ def score_packed(model: nn.Module, pack: Pack, device: torch.device | str) -> Te
         return score_pack_labels(model, ids_T, positions_T, pack.bounds, labels_N)[0]
     mask_T = torch.from_numpy(pack.counts_T > 0).to(device)
     return score_pack(model, ids_T, positions_T, mask_T, pack.bounds)[0]
-
-
-@contextmanager
-def _own_randomness(device: torch.device, seed: int) -> Iterator[None]:
-    """Random numbers that depend on the seed alone; the caller's generator is untouched."""
-    devices = [device] if device.type == "cuda" else []
-    with torch.random.fork_rng(devices=devices):
-        torch.manual_seed(seed)
-        yield
-
-
-def hash_seed(seed: int, step: int) -> int:
-    """A 63-bit seed from the run's seed and the step, by SplitMix64's mixing."""
-    z = (seed * 0x9E3779B97F4A7C15 + step * 0xBF58476D1CE4E5B9 + 1) & (2**64 - 1)
-    z = ((z ^ (z >> 30)) * 0xBF58476D1CE4E5B9) & (2**64 - 1)
-    z = ((z ^ (z >> 27)) * 0x94D049BB133111EB) & (2**64 - 1)
-    return (z ^ (z >> 31)) >> 1
 
 
 def _norm_of(parameters: Sequence[nn.Parameter]) -> float:
