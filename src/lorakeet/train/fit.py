@@ -15,6 +15,7 @@ from lorakeet.base.records import Validation
 from lorakeet.models.attention_gpu import describe_attention
 from lorakeet.models.fast import fast_units
 from lorakeet.models.kernels import name_kernels
+from lorakeet.train.kept_memory import keep_freed_memory
 from lorakeet.train.loop import TrainJob, TrainLoop
 
 
@@ -54,7 +55,7 @@ def train_model(
         BadBatchError: a loss, gradient or weight is not finite; nothing of it is kept.
         MachineError: a checkpoint cannot be written.
     """
-    with _tensor_cores(job.model), fast_units(job.model) as units:
+    with keep_freed_memory(), _tensor_cores(job.model), fast_units(job.model) as units:
         loop = TrainLoop(job, emit, validate)
         emit(
             "path", packing=loop.runner.packs, units=units, saved_fraction=loop.saved_fraction(),

@@ -29,6 +29,7 @@ from lorakeet.data.prepare import PreparedData
 from lorakeet.models.fast import fast_units
 from lorakeet.train.checkpoint import collect_state, restore_state
 from lorakeet.train.fitting import run_within_memory
+from lorakeet.train.kept_memory import keep_freed_memory
 from lorakeet.train.optimizer import set_rate
 from lorakeet.train.sentinels import measure_rows, split_targets
 from lorakeet.train.step import build_runner
@@ -89,7 +90,7 @@ def sweep_rates(
     order = StepOrder.of_recipe(recipe, data.train.source_of)
     steps, held_out = _split(order, data)
     trial = _Trial(model, recipe, order.num_steps, pad_id, emit)
-    with fast_units(model):
+    with keep_freed_memory(), fast_units(model):
         first = trial.measure(held_out)
         found: dict[float, RateResult] = {}
         for rate in (train.learning_rate / FACTOR, train.learning_rate,

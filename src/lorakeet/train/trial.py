@@ -22,6 +22,7 @@ from lorakeet.data.prepare import PreparedData
 from lorakeet.models.fast import fast_units
 from lorakeet.train.checkpoint import collect_moments, collect_state
 from lorakeet.train.fitting import run_within_memory
+from lorakeet.train.kept_memory import keep_freed_memory
 from lorakeet.train.memory import peak_bytes
 from lorakeet.train.sentinels import split_targets
 from lorakeet.train.step import StepRunner, build_runner
@@ -63,7 +64,7 @@ def try_steps(
     """
     settings = recipe.train
     order = StepOrder.of_recipe(recipe, data.train.source_of)
-    with fast_units(model):
+    with keep_freed_memory(), fast_units(model):
         allocator = build_allocator(model, order.num_steps)
         runner = build_runner(model, recipe, pad_id=pad_id, allocator=allocator)
         model.train()
