@@ -14,8 +14,8 @@ from lorakeet.base.events import Emit
 from lorakeet.base.records import Validation
 from lorakeet.models.attention_gpu import describe_attention
 from lorakeet.models.fast import fast_units
+from lorakeet.models.heap import keep_freed_memory
 from lorakeet.models.kernels import name_kernels
-from lorakeet.train.kept_memory import keep_freed_memory
 from lorakeet.train.loop import TrainJob, TrainLoop
 
 

@@ -27,9 +27,9 @@ from lorakeet.base.records import EncodedSample
 from lorakeet.data.order import StepOrder
 from lorakeet.data.prepare import PreparedData
 from lorakeet.models.fast import fast_units
+from lorakeet.models.heap import keep_freed_memory
 from lorakeet.train.checkpoint import collect_state, restore_state
 from lorakeet.train.fitting import run_within_memory
-from lorakeet.train.kept_memory import keep_freed_memory
 from lorakeet.train.optimizer import set_rate
 from lorakeet.train.sentinels import measure_rows, split_targets
 from lorakeet.train.step import build_runner

@@ -20,9 +20,9 @@ from lorakeet.base.records import EncodedSample
 from lorakeet.data.order import StepOrder
 from lorakeet.data.prepare import PreparedData
 from lorakeet.models.fast import fast_units
+from lorakeet.models.heap import keep_freed_memory
 from lorakeet.train.checkpoint import collect_moments, collect_state
 from lorakeet.train.fitting import run_within_memory
-from lorakeet.train.kept_memory import keep_freed_memory
 from lorakeet.train.memory import peak_bytes
 from lorakeet.train.sentinels import split_targets
 from lorakeet.train.step import StepRunner, build_runner

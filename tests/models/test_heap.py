@@ -7,7 +7,7 @@ import pytest
 import torch
 
 from lorakeet.base.units import MIB
-from lorakeet.train.kept_memory import keep_freed_memory
+from lorakeet.models.heap import keep_freed_memory
 
 PAGE = 4096
 
