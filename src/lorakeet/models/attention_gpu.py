@@ -29,6 +29,7 @@ from torch.nn import functional as F
 
 from lorakeet.base.gpu_code import APART, FLASH, FLEX, AttentionChoice, choose_packed_attention
 from lorakeet.models.attention import How, Layout, attend_apart
+from lorakeet.quant.narrow import NarrowEmbedding
 
 Attend = Callable[[Tensor, Tensor, Tensor, Layout, How], Tensor]
 BLOCK = 128
@@ -250,7 +251,8 @@ def _is_near(found: Tensor, expected: Tensor) -> bool:
 
 def _dtype_of(model: nn.Module) -> torch.dtype:
     """The dtype that the model computes in: that of its embedding."""
-    return model.get_input_embeddings().weight.dtype
+    table = model.get_input_embeddings()
+    return table.dtype if isinstance(table, NarrowEmbedding) else table.weight.dtype
 
 
 def _name_of(dtype: torch.dtype) -> str:

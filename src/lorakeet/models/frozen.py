@@ -19,7 +19,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from lorakeet.models.head import backbone_of, evaluation_mode
+from lorakeet.models.head import backbone_of, count_ids, evaluation_mode
 
 _PROBE_TOKENS = 6
 _FAILURES = (TypeError, ValueError, AttributeError, IndexError, RuntimeError, KeyError)
@@ -121,7 +121,7 @@ def _drops(model: nn.Module, stack: nn.ModuleList, lower: tuple[nn.Module, ...])
 
 def _prove(model: nn.Module, lower: tuple[nn.Module, ...], num_layers: int) -> FrozenPart | None:
     """The part, if the model answers the same with its layers and with their kept answer."""
-    num_ids = model.get_input_embeddings().weight.shape[0]
+    num_ids = count_ids(model)
     device = next(model.parameters()).device
     ids = (torch.arange(_PROBE_TOKENS, device=device) * 7 % (num_ids // 2) + num_ids // 2)[None]
     outputs: list[Any] = []

@@ -81,6 +81,13 @@ def soft_cap_of(model: nn.Module) -> float | None:
     return getattr(model.config, "final_logit_softcapping", None)
 
 
+def count_ids(model: nn.Module) -> int:
+    """Rows of the embedding."""
+    table = model.get_input_embeddings()
+    found = getattr(table, "num_embeddings", None)  # what is held in 16 bits is not widened for it
+    return table.weight.shape[0] if found is None else found
+
+
 def bend(logits: Tensor, soft_cap: float | None) -> Tensor:
     """The soft cap of logits; without one they pass."""
     return soft_cap * torch.tanh(logits / soft_cap) if soft_cap else logits
@@ -124,7 +131,7 @@ def _is_causal(model: nn.Module) -> bool:
 
 def _probe_ids(model: nn.Module) -> Tensor:
     """Ids from the upper half of the vocabulary, where padding and specials are rare."""
-    num_ids = model.get_input_embeddings().weight.shape[0]
+    num_ids = count_ids(model)
     device = next(model.parameters()).device
     return (torch.arange(PROBE_TOKENS, device=device) * 7 % (num_ids // 2) + num_ids // 2)[None]
 

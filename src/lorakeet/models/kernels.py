@@ -41,4 +41,4 @@ def has_kernels(x: Tensor) -> bool:
 
 def name_kernels(model: nn.Module) -> str:
     """What computes a model's fast units and its loss, ``triton`` or ``torch``."""
-    return "triton" if has_kernels(model.get_input_embeddings().weight) else "torch"
+    return "triton" if has_kernels(next(model.parameters())) else "torch"

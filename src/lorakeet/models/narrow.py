@@ -2,8 +2,9 @@
 
 Attaching an adapter leaves a base that never changes; on a CPU it is computed in float32
 though most checkpoints hold 16 bits. Each layer whose numbers fit is held as its checkpoint
-holds it (``quant.narrow``). A layer that trains, is tied to another, or is the output head,
-which is read whole, stays as it is; so does a layer with a number that needs more bits.
+holds it (``quant.narrow``), and so are the embedding and the output head, tied or not, where
+the loss reads the head block by block. A layer that trains or is tied to another stays as it
+is; so does a layer with a number that needs more bits.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ import torch
 from torch import nn
 
 from lorakeet.adapters.attach import KINDS
-from lorakeet.models.head import head_of
+from lorakeet.models.head import head_of, read_head_facts, soft_cap_of
 from lorakeet.models.heap import give_back
 from lorakeet.quant.convert import replace_module
 from lorakeet.quant.linear import Scratch
-from lorakeet.quant.narrow import NarrowLinear, to_narrow
+from lorakeet.quant.narrow import NarrowEmbedding, NarrowHead, NarrowLinear, to_narrow
 
 _OWN_FORM = {*KINDS, "original_module"}  # parts of a path: what adapters hold, or keep a copy of
 
@@ -47,9 +48,44 @@ def narrow_frozen(model: nn.Module) -> int:
         replace_module(model, path, new.train(module.training))
         module.weight = None  # gives the wide one back before the next layer
         num_layers += 1
+    num_layers += _narrow_ends(model, uses, scratch)
     _forget_wide(model)
     give_back()
     return num_layers
+
+
+def _narrow_ends(model: nn.Module, uses: Counter[int], scratch: Scratch) -> int:
+    """The embedding and the head in 16 bits, which share their codes where they are tied."""
+    table, head = model.get_input_embeddings(), head_of(model)
+    ends = [each for each in (table, head) if each is not None and _can_be_end(model, each)]
+    paths = {id(module): path for path, module in model.named_modules()}
+    shared: dict[int, torch.Tensor | None] = {}
+    num_ends = 0
+    for end in ends:
+        key = id(end.weight)
+        if uses[key] != sum(each.weight is end.weight for each in ends):
+            continue
+        if key not in shared:
+            shared[key] = to_narrow(end.weight)
+        codes, dtype = shared[key], end.weight.dtype
+        if codes is None or _OWN_FORM & set(paths[id(end)].split(".")):
+            continue
+        new: nn.Module = (
+            NarrowEmbedding(codes, end.padding_idx, dtype=dtype)
+            if end is table
+            else NarrowHead(codes, end.bias, scratch=scratch, dtype=dtype)
+        )
+        replace_module(model, paths[id(end)], new.train(end.training))
+        num_ends += 1
+    return num_ends
+
+
+def _can_be_end(model: nn.Module, end: nn.Module) -> bool:
+    """Whether a module is a plain embedding, or a head that the loss reads block by block."""
+    if type(end) is nn.Embedding:
+        return _is_frozen(end) and end.max_norm is None
+    reads_blocks = soft_cap_of(model) is None and _can_be(end)
+    return reads_blocks and read_head_facts(model).is_plain
 
 
 def _forget_wide(model: nn.Module) -> None:
@@ -62,8 +98,12 @@ def _forget_wide(model: nn.Module) -> None:
 
 def _can_be(module: nn.Module) -> bool:
     """Whether a module is a plain linear layer, frozen, in float32 on the CPU."""
-    if type(module) is not nn.Linear or module._forward_hooks or module._forward_pre_hooks:
+    return type(module) is nn.Linear and _is_frozen(module)
+
+
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether nothing of a module trains, and it is in float32 on the CPU, without hooks."""
+    if module._forward_hooks or module._forward_pre_hooks:
         return False
-    weight = module.weight
-    is_frozen = not any(each.requires_grad for each in module.parameters())
-    return is_frozen and weight.dtype == torch.float32 and weight.device.type == "cpu"
+    place = module.weight.dtype, module.weight.device.type
+    return place == (torch.float32, "cpu") and not any(p.requires_grad for p in module.parameters())

@@ -28,7 +28,7 @@ from torch import Tensor, nn
 
 from lorakeet.models.attention import How, Layout, attend_segments
 from lorakeet.models.attention_gpu import find_attention
-from lorakeet.models.head import backbone_of, evaluation_mode
+from lorakeet.models.head import backbone_of, count_ids, evaluation_mode
 from lorakeet.models.transformers_code import (
     ALL_ATTENTION_FUNCTIONS,
     ALL_MASK_ATTENTION_FUNCTIONS,
@@ -235,7 +235,7 @@ def _classifies_alike(model: nn.Module, first: int) -> bool:
 
 def _probe(model: nn.Module, first: int) -> tuple[Tensor, Tensor, tuple[int, ...]]:
     """Ids and positions of two short documents in one row, and their bounds."""
-    num_ids = model.get_input_embeddings().weight.shape[0]
+    num_ids = count_ids(model)
     device = next(model.parameters()).device
     ids_T = torch.arange(sum(PROBE_LENGTHS), device=device) * 11 % (num_ids // 2) + num_ids // 2
     positions_T = torch.cat([torch.arange(length) + first for length in PROBE_LENGTHS]).to(device)

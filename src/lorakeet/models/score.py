@@ -33,6 +33,7 @@ from lorakeet.models.frozen_head import FrozenHead, is_frozen
 from lorakeet.models.head import backbone_of, bend, head_of, read_head_facts, soft_cap_of
 from lorakeet.models.kernels import load_head
 from lorakeet.models.packed import first_tokens_only, packed, read_pack_facts
+from lorakeet.quant.narrow import NarrowHead
 
 CHUNK_LOGITS = 4_000_000
 GPU_CHUNK_LOGITS = 2**26  # 128 MiB at 16 bits; 441 rows of 151,936, above what reading W costs
@@ -150,9 +151,10 @@ def score_hidden(
     Cost: one chunk of logits, at most ``CHUNK_LOGITS`` numbers, one [N, D] gradient, and
     for a trained head one [V, D] gradient.
     """
-    if type(head) is nn.Linear and is_frozen(hidden_ND, head, soft_cap):
+    if type(head) in (nn.Linear, NarrowHead) and is_frozen(hidden_ND, head, soft_cap):
         wants_gradient = torch.is_grad_enabled()
-        return FrozenHead.apply(hidden_ND, head.weight, head.bias, targets_N, wants_gradient)
+        weight_VD = head.codes if isinstance(head, NarrowHead) else head.weight
+        return FrozenHead.apply(hidden_ND, weight_VD, head.bias, targets_N, wants_gradient)
     if type(head) is nn.Linear:
         ask = _Ask(targets_N, soft_cap, torch.is_grad_enabled())
         return _LinearHead.apply(hidden_ND, head.weight, head.bias, ask)

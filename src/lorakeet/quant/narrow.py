@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from lorakeet.quant.linear import QuantizedLinear, Scratch, new_brief
 
+BLOCK_ROWS = 4096  # of a head: 16 MB at 1,024 numbers a row
 _NARROW = (torch.bfloat16, torch.float16)
 
 
@@ -73,3 +74,44 @@ class NarrowLinear(QuantizedLinear):
         else:
             torch.addmm(self.bias.to(x.dtype), x_TI, W_IO, out=y_TO)
         return y
+
+
+class NarrowHead(NarrowLinear):
+    """An output head held in 16 bits; it is put back in blocks, as the whole is large."""
+
+    def expand_shared(self, dtype: torch.dtype) -> Tensor:
+        """W as a new tensor, which goes when the product is done."""
+        return self.codes.to(dtype)
+
+    def multiply(self, x: Tensor) -> Tensor:
+        """The product x W^T + b without a graph, [..., out], block by block of the vocabulary."""
+        y = new_brief(x, *x.shape[:-1], self.out_features)
+        x_TI, y_TO = x.reshape(-1, self.in_features), y.view(-1, self.out_features)
+        for start in range(0, self.out_features, BLOCK_ROWS):
+            block = slice(start, start + BLOCK_ROWS)
+            y_TO[:, block] = x_TI @ self.codes[block].to(x.dtype).T
+        return y if self.bias is None else y.add_(self.bias.to(x.dtype))
+
+
+class NarrowEmbedding(nn.Module):
+    """Rows of a table held in 16 bits, frozen.
+
+    Args:
+        codes: [ids, D] in bfloat16 or float16; a head may hold the same.
+        dtype: of the answers.
+    """
+
+    def __init__(self, codes: Tensor, padding_idx: int | None, *, dtype: torch.dtype) -> None:
+        super().__init__()
+        self.num_embeddings, self.embedding_dim = codes.shape
+        self.padding_idx, self.dtype = padding_idx, dtype
+        self.register_buffer("codes", codes)
+
+    @property
+    def weight(self) -> Tensor:
+        """The table as a new tensor, [ids, D] in ``dtype``."""
+        return self.codes.to(self.dtype)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        """The rows of ids, [..., D]."""
+        return nn.functional.embedding(ids, self.codes, self.padding_idx).to(self.dtype)

@@ -196,6 +196,7 @@ class StepRunner:
             if not losses:
                 move_gradients(self.parameters, self.places)
             losses.append(loss_sum.detach())
+            del loss_sum  # its graph, empty by now, would lie between the next one's arrays
         return torch.stack(losses).tolist()  # one wait for the device a step
 
 
