@@ -188,14 +188,16 @@ def test_what_a_layer_keeps_is_what_autograd_saves(tmp_path, family, method):
 def test_adapted_experts_are_held_a_second_time(tmp_path):
     write_config(tmp_path, {**shape_of("mixtral", 2), "model_type": "mixtral"})
     facts = read_model_facts(tmp_path)
-    alone, with_stacks = (
-        estimate_memory(facts, "lora", MemoryCase(
-            counted=counted_of(facts, targets=targets), micro_batch_tokens=1, is_gpu=False,
-        )).activations
-        for targets in (["q_proj"], ["q_proj", *STACKS])
-    )  # fmt: skip
     down, up = (num * 4 * 96 * 256 for num in (1, 2))  # of one layer, with four experts
-    assert with_stacks - alone == pytest.approx(4 * (2 * (down + up) + 2 * up), rel=0.01)
+    for recompute, layers in (("off", 2), ("on", 1)):
+        alone, with_stacks = (
+            estimate_memory(facts, "lora", MemoryCase(
+                counted=counted_of(facts, targets=targets), micro_batch_tokens=1, is_gpu=False,
+                recompute=recompute,
+            )).activations
+            for targets in (["q_proj"], ["q_proj", *STACKS])
+        )  # fmt: skip
+        assert with_stacks - alone == pytest.approx(4 * (layers * (down + up) + 2 * up), rel=0.01)
 
 
 SHAPE = {"hidden_size": 96, "intermediate_size": 256, "num_attention_heads": 6,

@@ -76,6 +76,10 @@ def count_dense_width(facts: ModelFacts) -> int:
     )  # fmt: skip
 
 
-def count_stacks(counted: TrainedCount) -> int:
-    """Numbers of the W' of all adapted stacks, and what the largest adds in its backward pass."""
-    return counted.stacked_parameters + 2 * counted.largest_stack
+def count_stacks(counted: TrainedCount, num_recomputed: int = 1) -> int:
+    """Numbers of the W' of all adapted stacks, and what the largest adds in its backward pass.
+
+    Args:
+        num_recomputed: layers that are computed again one by one, so that one has its W'.
+    """
+    return counted.stacked_parameters // num_recomputed + 2 * counted.largest_stack

@@ -241,10 +241,10 @@ def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -
     logits = tokens * facts.vocabulary
     head = _count_chunks(logits, w if case.is_gpu else 0) + tokens * 3 * hidden * 4
     tables = 2 * w * facts.vocabulary * hidden if kind == "full" else 0
-    stacks = w * count_stacks(case.counted) if kind != "full" else 0
+    stacks = count_stacks(case.counted, facts.layers if case.recomputes else 1)
     return (
         int(tokens * kept * w) + _count_holes(facts, kind, case) + max(layer, head)
-        + tables + stacks
+        + tables + w * stacks * (kind != "full")
     )  # fmt: skip
 
 
