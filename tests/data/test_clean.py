@@ -1,7 +1,11 @@
+import random
+import sys
+
+import ftfy
 import pytest
 
 from lorakeet.base.records import Conversation, LabelledText, Origin, Turn
-from lorakeet.data.clean import clean_sample, clean_text, is_blank, texts_of
+from lorakeet.data.clean import _FTFY, _SOUND, clean_sample, clean_text, is_blank, texts_of
 from lorakeet.data.sources import read_rows
 
 HERE = Origin(path="a", line=1)
@@ -34,6 +38,16 @@ def test_cleaning_twice_is_cleaning_once_on_real_text(shared):
             for text in map(str, row.fields.values()):
                 once = clean_text(text)
                 assert clean_text(once) == once
+
+
+def test_ftfy_changes_no_text_that_skips_it():
+    sound = [char for char in map(chr, range(sys.maxunicode)) if _SOUND.fullmatch(char)]
+    few = [char for char in sound if char < "\u3000"]
+    rng = random.Random(0)
+    texts = [pair for a in few for b in few if not b.isascii()
+             for pair in (f"{a}{b}", f"a{b}{a}b")]  # fmt: skip
+    texts += ["".join(rng.choices(rng.choice([few, sound]), k=12)) for _ in range(1000)]
+    assert [text for text in texts if ftfy.fix_text(text, _FTFY) != text] == []
 
 
 def test_every_text_of_a_sample_is_cleaned_and_the_rest_stays():
