@@ -24,7 +24,8 @@ from lorakeet.base.records import Conversation, LabelledText, Origin, Passage, S
 
 _HASH_BYTES = 12
 _LINE_BITS = 40  # room for 10^12 lines beside the file's number in one integer
-_SENTENCE_MARK = re.compile(r"[.,!?;:\"'“”‘’…]+(?=\s|$)|[。，、！？；：「」『』《》]")
+_SENTENCE_MARK = re.compile(r"[.,!?;:\"'“”‘’…]+(?=\s|$)")
+_WIDE_MARK = re.compile("[。，、！？；：「」『』《》]")
 
 
 class Deduplicator:
@@ -116,6 +117,8 @@ def normalise(text: str) -> str:
     ('hello world', '3.5 - 2', '你好 世界')
     """
     bare = _SENTENCE_MARK.sub(" ", text)
+    if not text.isascii():
+        bare = _WIDE_MARK.sub(" ", bare)
     if not bare.strip():
         bare = text  # "?!" must not equal "."
     return " ".join(unicodedata.normalize("NFKC", bare).casefold().split())
