@@ -4,7 +4,8 @@ With N parameters in the matrices that ``quantization`` chooses, M in all others
 w bytes a weight (4 on a CPU and for full, else 2 on a GPU):
 
     weights       full, lora: w (N + M)     lora-8bit: N + w M     qlora: 0.516 N + w M
-                                            lora on a CPU, from a checkpoint in 16 bits: 2 N + w M
+                                            lora on a CPU, from a checkpoint in 16 bits: 2 N + w M,
+                                            with the embedding and the head counted in N
                                             in fewer than w bytes also w times the largest of them,
                                             the scratch that one at a time is expanded into;
                                             from 16 bits at least (w + 2)(N + M), the wide model
@@ -28,7 +29,8 @@ w bytes a weight (4 on a CPU and for full, else 2 on a GPU):
 Activations of T tokens in a micro-batch, with hidden width D, feed-forward width F and Q = the
 width of all query heads; what a layer keeps a token for its backward pass is:
 
-    4 D     the residual stream twice (the two norms keep it) and the two norms' answers
+    4 D     the residual stream twice (the two norms keep it) and the two norms' answers; 2 D
+            where LoRA on a CPU reads RMS norms, whose answers it makes again
     2 Q     the queries, and attention's answer;  2 K  keys and values, K wide;  Q and K
             once more where norms of their own stand before them
     3 F     a gated feed-forward part: gate, up and their product; 2 F without a gate, and
@@ -43,10 +45,9 @@ either the layer at work (4 F + 2 D a token) or the output head: 4 C bytes each 
 logits, its exponentials and the chunk before (on a GPU w C, twice), 3 D a token for the states
 and their gradients, and, where it is trained, two arrays of its size.
 
-On a CPU what is kept counts more than twice: the C library's allocator (glibc's, for memory
-aligned to 64 bytes) cannot put an array into the hole that one of the same size has left, so
-a second micro-batch finds new room beside the holes of the first, and only then a state that
-lasts; smaller arrays, such as those of a checkpoint, do go into the holes.  DoRA and AdaLoRA,
+On a CPU the C library's heap has holes beside what is kept: an eighth of it, as the weights lie
+apart (``models.heap``), gradients have places of their own, and answers that are let go leave
+holes that what is kept fits into; a checkpoint's arrays do go into the holes.  DoRA and AdaLoRA,
 which are computed step by step, leave one and two more of each module's output width.  Arrays
 above 32 MiB, such as weights, are given back whole.
 """
@@ -70,12 +71,12 @@ AUTO_MICRO_BATCH_TOKENS = 1024  # as fast as 2048, measured, in half of the memo
 MOMENT_BYTES = {"adamw": 8.0, "adamw-8bit": 2.03, "adamw-paged": 8.0, "adamw-8bit-paged": 2.03}
 PAGE_BYTES = 32 * MIB  # a piece of m, v, g and w in float32, and what their update makes of them
 ADALORA_SCORE_BYTES = 8
-PROCESS_BYTES = {False: 480 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
+PROCESS_BYTES = {False: 400 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
 COMPILER_BYTES = 70 * MIB  # LLVM and the kernels that it has made for layers in few bits
 HOLE_ARRAYS = {"lora": 0, "dora": 1, "adalora": 2}  # measured: what steps of W0 x + ... leave
 RANK_ARRAYS = {"lora": 1, "dora": 1, "adalora": 2}
 AT_WORK_F = 4  # arrays of T x F that the layer at work holds besides what is kept
-ALLOCATOR_FRACTION = {False: 1.1, True: 0.05}  # of what is kept: holes that stay empty
+ALLOCATOR_FRACTION = {False: 0.12, True: 0.05}  # of what is kept: holes that stay empty
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -205,9 +206,9 @@ def _count_weights(facts: ModelFacts, kind: str, case: MemoryCase, w: int, later
     stored = facts.stored_bytes
     if kind != "lora" or case.is_gpu or stored >= w:
         return w * facts.parameters
-    linear = facts.linear_parameters
+    narrow = facts.linear_parameters + _count_ends(facts)
     largest = max((p.weights for p in facts.parts if p.kind == "linear"), default=0)
-    held = stored * linear + w * (facts.parameters - linear + largest)
+    held = stored * narrow + w * (facts.parameters - narrow + largest)
     return max(held, (w + stored) * facts.parameters - later)
 
 
@@ -216,12 +217,19 @@ def count_kept(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
     heads = (2 + facts.has_head_norms) * (facts.query_width + facts.key_width)
     keeps_product = kind == "full" or case.form != "lora"
     inner = 3 if facts.is_gated and keeps_product else 2
-    kept = (4 * facts.hidden + heads) * facts.layers + inner * count_dense_width(facts)
+    stream = (2 + _count_norm_answers(facts, kind, case)) * facts.hidden
+    kept = (stream + heads) * facts.layers + inner * count_dense_width(facts)
     kept += count_routed(facts, is_adapter=kind != "full", counted=case.counted)
     if kind == "full":
         return kept
     kept += RANK_ARRAYS[case.form] * case.counted.rank_sum
     return kept + (2 * case.counted.output_sum if case.form == "dora" else 0)
+
+
+def _count_norm_answers(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
+    """How many of a layer's two norms have their answers kept; routed experts keep theirs."""
+    makes_again = kind != "full" and case.form == "lora" and not case.is_gpu and facts.is_gated
+    return int(any(part.kind == "experts" for part in facts.parts)) if makes_again else 2
 
 
 def _count_kept_at_once(facts: ModelFacts, kind: str, case: MemoryCase) -> float:
@@ -261,6 +269,18 @@ def _count_holes(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
 def _count_tables(facts: ModelFacts) -> int:
     """Parameters of embeddings and heads, whose arrays are too large for a hole."""
     return sum(part.parameters for part in facts.parts if part.kind in ("embedding", "head"))
+
+
+def _count_ends(facts: ModelFacts) -> int:
+    """Parameters of the embedding and the head where both are held as the checkpoint holds them.
+
+    Gemma scales the rows of its table and bends its logits, so it has them in float32.
+    """
+    if facts.model_type.startswith("gemma"):
+        return 0
+    tables = [part.parameters for part in facts.parts if part.kind == "embedding"]
+    heads = [part.parameters for part in facts.parts if part.kind == "head"]
+    return max(tables, default=0) + sum(heads)
 
 
 def _count_chunks(logits: int, gpu_w: int) -> int:

@@ -11,10 +11,15 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from lorakeet.base.units import MIB
+
+MOST_BYTES = 128 * MIB  # more, as in full training, are not worth a second home in every step
+
 
 def build_places(parameters: Sequence[nn.Parameter]) -> tuple[Tensor, ...]:
-    """One array a parameter on a CPU, untouched until it is used; none elsewhere."""
-    if any(parameter.device.type != "cpu" for parameter in parameters):
+    """One array a parameter on a CPU, untouched until it is used; none for many, or elsewhere."""
+    num_bytes = sum(parameter.numel() * parameter.element_size() for parameter in parameters)
+    if num_bytes > MOST_BYTES or any(parameter.device.type != "cpu" for parameter in parameters):
         return ()
     return tuple(torch.empty_like(parameter, requires_grad=False) for parameter in parameters)
 
