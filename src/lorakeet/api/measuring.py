@@ -71,7 +71,7 @@ class TrialChoice:
 def choose_trial(recipe: Recipe, made: Plan, *, is_new: bool) -> TrialChoice:
     """A trial, unless what is predicted is far too much, or so little that no error matters.
 
-    A trial costs a second load of the base and three steps.  What the libraries take is known,
+    A trial costs a second load of the base and two steps.  What the libraries take is known,
     so it is set aside: model and steps are compared with what is left for them.
 
     Args:
@@ -108,7 +108,7 @@ def measure_recipe(
         folder: has the prepared data, and gets two small files that are removed again.
         predicted: the method's row of the plan.
         num_run_tokens: of all epochs.
-        rate_s: steps are timed until this has passed, one at least.
+        rate_s: steps of the run are timed until this has passed; 0 times one of the longest.
 
     Raises:
         MachineError: the steps do not fit, or the process was ended by the system.

@@ -11,6 +11,6 @@ class PlanSettings(Section):
     measure_first: bool = setting(
         True,
         "make real steps on the longest rows first, in a process of their own",
-        why="a run that cannot fit is refused at once; costs a second load of the base and three "
+        why="a run that cannot fit is refused at once; costs a second load of the base and two "
         "steps, and is left out where ten times the prediction would fit",
     )

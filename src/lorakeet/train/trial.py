@@ -2,7 +2,7 @@
 
 The longest rows are put into one step, so no step of the run holds more; the moments exist
 from the first step on, so the second one is as large as any later one.  Then steps of the run
-follow for the rate.  Nothing is kept.
+follow for the rate, where it is asked for.  Nothing is kept.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class Trial:
         peak_bytes: of the process or the GPU; None where the system does not tell.
         longest_tokens: of the largest micro-batch.
         micro_batch_tokens: the limit that fitted; below the recipe's where memory ran out.
-        tokens_per_s: of real steps, after the first ones.
+        tokens_per_s: of real steps, after the first one.
     """
 
     peak_bytes: int | None
@@ -57,7 +57,8 @@ def try_steps(
 
     Args:
         model: with its method attached; trained for a few steps.
-        rate_s: steps are timed until this has passed, one at least.
+        rate_s: the run's own steps are timed until this has passed; 0 times the second of the
+            longest instead.
 
     Raises:
         MachineError: not even the longest row fits.
@@ -71,23 +72,25 @@ def try_steps(
         rows = choose_longest(data.train, runner, settings.batch_size)
         copies: list[Any] = [collect_state(model)]  # a run keeps the best weights
         for number in (1, 2):
-            runner, _ = run_within_memory(runner, rows, (settings.seed, number), emit)
+            runner, result = run_within_memory(runner, rows, (settings.seed, number), emit)
         copies += [collect_state(model), collect_moments(model, runner.optimizer)]  # a checkpoint
         peak = peak_bytes()
         copies.clear()
-        tokens, seconds, made = 0, 0.0, 0
+        timed = [] if rate_s else [(result.num_tokens, result.duration_s)]
         started_s = time.perf_counter()
-        while not made or (time.perf_counter() - started_s < rate_s and made < MAX_RATE_STEPS):
-            made += 1
-            step = (made - 1) % order.num_steps + 1
+        while not timed or (
+            time.perf_counter() - started_s < rate_s and len(timed) < MAX_RATE_STEPS
+        ):
+            step = len(timed) % order.num_steps + 1
             some, _ = split_targets([data.train[row] for row in order.rows_of_step(step)])
             runner, result = run_within_memory(runner, some, (settings.seed, step), emit)
-            tokens, seconds = tokens + result.num_tokens, seconds + result.duration_s
+            timed.append((result.num_tokens, result.duration_s))
+    tokens, seconds = (sum(column) for column in zip(*timed, strict=True))
     lengths = [len(row.ids) for row in rows]
     return Trial(
         peak_bytes=peak, micro_batch_tokens=runner.micro_batch_tokens,
         longest_tokens=max(sum(lengths[i] for i in group) for group in runner.cut(rows)),
-        tokens_per_s=tokens / max(seconds, 1e-9), num_steps=made,
+        tokens_per_s=tokens / max(seconds, 1e-9), num_steps=len(timed),
     )  # fmt: skip
 
 
