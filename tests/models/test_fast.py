@@ -9,7 +9,7 @@ from lorakeet.adapters.linear import Plain
 from lorakeet.adapters.settings import Lora
 from lorakeet.models.fast import fast_units
 from lorakeet.models.mlp import AdaptedMlp, run_adapted
-from lorakeet.models.units import ACTIVATIONS, Gate, RmsNorm, Rotate
+from lorakeet.models.units import ACTIVATIONS, Dropout, Gate, RmsNorm, Rotate
 from tests.families import DECODERS, build, some_ids
 
 GATED = ("llama", "qwen2", "qwen3", "mistral", "gemma", "gemma2")
@@ -183,3 +183,30 @@ def test_products_of_a_norm_keep_its_input_and_have_the_same_gradients():
         n.mul_(2)
     (changed,) = torch.autograd.grad(LoraProduct.apply(n, W0, None, A, B, 0.5).sin().sum(), A)
     torch.testing.assert_close(changed, expected[0])
+def test_dropout_keeps_the_mean_drops_at_its_rate_and_masks_its_gradient_alike():
+    x = torch.ones(400_003, requires_grad=True)
+    for p in (0.1, 0.5):
+        torch.manual_seed(0)
+        y = Dropout.apply(x, p)
+        (gradient,) = torch.autograd.grad(y.sum(), x)
+        assert torch.equal(gradient, y.detach())
+        assert float((y == 0).float().mean()) == pytest.approx(p, abs=0.003)
+        assert float(y.detach().max()) == pytest.approx(1 / (1 - p), rel=1e-4)
+        assert float(y[1:].eq(0).logical_and(y[:-1].eq(0)).float().mean()) == pytest.approx(
+            p * p, abs=0.003
+        )
+        torch.manual_seed(0)
+        assert torch.equal(Dropout.apply(x, p), y)
+
+
+def test_dropout_is_the_fast_one_in_training_alone():
+    model = build("bert")
+    with fast_units(model) as found:
+        assert found["dropout"] == sum(isinstance(m, torch.nn.Dropout) for m in model.modules())
+        drop = model.train().dropout
+        x = torch.randn(4, 50)
+        torch.manual_seed(0)
+        y = drop(x)
+        torch.manual_seed(0)
+        assert torch.equal(Dropout.apply(x, drop.p), y) and not torch.equal(x, y)
+        assert torch.equal(drop.eval()(x), x)

@@ -20,9 +20,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from lorakeet.models.mlp import PARTS, is_adapted, run_adapted
-from lorakeet.models.units import ACTIVATIONS, Gate, RmsNorm, Rotate
+from lorakeet.models.units import ACTIVATIONS, Dropout, Gate, RmsNorm, Rotate, draws_fast
 
 Forward = Callable[[Tensor], Tensor]
 TOLERANCE = {torch.float32: 2e-5, torch.bfloat16: 3e-2, torch.float16: 5e-3}
@@ -31,7 +32,7 @@ _EPSILONS = ("variance_epsilon", "eps", "epsilon")
 
 @contextmanager
 def fast_units(model: nn.Module) -> Iterator[dict[str, int]]:
-    """Inside, the model's norms, gates and rotations are the proved fast ones.
+    """Inside, the model's norms, gates and rotations are the proved fast ones, and its dropout.
 
     Yields:
         how many of each unit stand in, such as ``{"rms-norm": 61, "gate": 30, "rotation": 1}``.
@@ -46,6 +47,10 @@ def fast_units(model: nn.Module) -> Iterator[dict[str, int]]:
                 module.forward = choice
                 changed.append(module)
                 found[name] += 1
+        if type(module) is nn.Dropout and 0 < module.p < 1 and "forward" not in vars(module):
+            module.forward = partial(_drop, module)
+            changed.append(module)
+            found["dropout"] += 1
     homes = _patch_rotations(model)
     found.update({"rotation": len(homes)} if homes else {})
     try:
@@ -88,6 +93,13 @@ def _propose_norm(module: nn.Module) -> list[Forward]:
         lambda x: RmsNorm.apply(x, module.weight, epsilon),
         lambda x: RmsNorm.apply(x, module.weight.float() + 1, epsilon),  # 16 bits hold no 1 + w
     ]
+
+
+def _drop(module: nn.Dropout, x: Tensor) -> Tensor:
+    """torch's dropout from fewer random bits; by chance both, so a test compares their means."""
+    if module.training and draws_fast(x):
+        return Dropout.apply(x, module.p)
+    return F.dropout(x, module.p, module.training)
 
 
 def _propose_gate(module: nn.Module) -> list[Forward]:

@@ -4,6 +4,7 @@
                                                             as do the adapted products of y
     gate        y = act(g) u                                saves g and u, not act(g)
     rotation    (x1, x2) -> (x1 c - x2 s, x2 c + x1 s)      saves nothing but c and s
+    dropout     y = m x / q,  m = 1 with probability q      saves m, a byte a number
 
 Plain autograd keeps three to five arrays of the size of x for each of these; on a
 CPU, writing and reading them costs more than the arithmetic.  On a GPU the kernels of
@@ -146,3 +147,32 @@ def _turn(x: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
     y[..., :half].addcmul_(x[..., half:width], sin[..., :half], value=-1)
     y[..., half:width].addcmul_(x[..., :half], sin[..., half:])
     return y
+
+
+class Dropout(torch.autograd.Function):
+    """m x / q with m = 1 at a probability q, else 0; ``apply(x, p)`` with q = 1 - p.
+
+    torch draws a float for each number on a CPU, one after the other; here 64 random bits
+    give four numbers of 16 bits, of which those below 65,536 p drop.  So p is a multiple of
+    1 / 65,536, off by less than 1e-5, and q is what it then is: the mean of y is x.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, p: float) -> Tensor:
+        limit = min(65_535, max(1, round(65_536 * p)))
+        bits = torch.empty(-(-x.numel() // 4), dtype=torch.int64).random_(-(2**63), None)
+        m = (bits.view(torch.int16)[: x.numel()] >= limit - 32_768).view(x.shape)
+        ctx.save_for_backward(m)
+        ctx.gain = 65_536 / (65_536 - limit)
+        return (x * m).mul_(ctx.gain)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, dy: Tensor) -> tuple[Tensor, None]:
+        (m,) = ctx.saved_tensors
+        return (dy * m).mul_(ctx.gain), None
+
+
+def draws_fast(x: Tensor) -> bool:
+    """Whether ``Dropout`` draws for a tensor: on a CPU, where torch's own drawing is slow."""
+    return x.device.type == "cpu"
