@@ -112,3 +112,14 @@ def test_outside_a_pack_the_model_is_as_before(family):
         before = model(input_ids=ids)[0]
         read_pack_facts(model)
         assert torch.equal(model(input_ids=ids)[0], before)
+
+
+@pytest.mark.parametrize("family", sorted(ENCODERS))
+def test_the_last_layer_of_an_encoder_goes_on_with_first_tokens_alone(family):
+    model, samples, seen = build(family), samples_of(family), []
+    read_pack_facts(model)
+    widest = [m for m in model.modules() if getattr(m, "out_features", 0) == 64]
+    for linear in widest:
+        linear.register_forward_hook(lambda module, inputs, output: seen.append(output.shape[:2]))
+    score_packed(model, build_pack(samples), "cpu")
+    assert seen == [(1, sum(LENGTHS)), (len(LENGTHS), 1)]

@@ -22,7 +22,7 @@ of its ancestors.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -103,13 +103,27 @@ def attend_segments(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: How) -
 def attend_apart(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: How) -> Tensor:
     """The readable way of ``attend_segments``, on any device and dtype."""
     k, v = _repeat(k, q.shape[1]), _repeat(v, q.shape[1])
-    parts = [
-        _attend(
-            q[:, :, slice(*spans[-1])], *(_gather(x, spans) for x in (k, v)), how
-        )
-        for spans in layout.segments
-    ]  # fmt: skip
+    keys, values = (_split(x, layout) for x in (k, v))
+    queries = q.split([end - start for *_, (start, end) in layout.segments], dim=2)
+    parts = [_attend(*each, how) for each in zip(queries, keys, values, strict=True)]
     return torch.cat(parts, dim=2)
+
+
+def attend_first(q: Tensor, k: Tensor, v: Tensor, layout: Layout, how: How) -> Tensor:
+    """Attention of the first token of each document alone, over its whole document.
+
+    Args:
+        layout: of documents without ancestors.
+        how: neither causal nor in a window.
+
+    Returns:
+        [1, H, T, D], zero at all other tokens.
+    """
+    starts = torch.tensor([start for ((start, _),) in layout.segments], device=q.device)
+    k, v = (_split(_repeat(x, q.shape[1]), layout) for x in (k, v))
+    first = q.index_select(2, starts).split(1, dim=2)
+    parts = [_attend(*each, how) for each in zip(first, k, v, strict=True)]
+    return torch.zeros_like(q).index_copy(2, starts, torch.cat(parts, dim=2))
 
 
 def _attend(q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
@@ -126,10 +140,15 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
     )  # fmt: skip
 
 
-def _gather(x: Tensor, spans: tuple[Span, ...]) -> Tensor:
-    """The tokens of some spans in a row."""
-    parts = [x[:, :, start:end] for start, end in spans]
-    return parts[0] if len(parts) == 1 else torch.cat(parts, dim=2)
+def _split(x: Tensor, layout: Layout) -> Sequence[Tensor]:
+    """The tokens that each segment sees: its ancestors' and its own.
+
+    Segments without ancestors come from one cut, whose gradient is one row again; single
+    slices would each have a gradient of the row's size.
+    """
+    if all(len(spans) == 1 for spans in layout.segments):
+        return x.split([end - start for ((start, end),) in layout.segments], dim=2)
+    return [torch.cat([_at(x, span) for span in spans], dim=2) for spans in layout.segments]
 
 
 def _repeat(x: Tensor, heads: int) -> Tensor:

@@ -19,14 +19,14 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor, nn
 
-from lorakeet.models.attention import How, Layout, attend_segments
+from lorakeet.models.attention import How, Layout, attend_first, attend_segments
 from lorakeet.models.attention_gpu import find_attention
 from lorakeet.models.head import backbone_of, count_ids, evaluation_mode
 from lorakeet.models.transformers_code import (
@@ -38,15 +38,21 @@ from lorakeet.models.transformers_code import (
 
 NAME = "lorakeet_packed"
 PROBE_LENGTHS = (5, 3)
+_JOINS = ("attention.output", "sa_layer_norm")  # BERT's kin, DistilBERT
 _FAILURES = (TypeError, ValueError, AttributeError, IndexError, RuntimeError, StopIteration)
 
 
 @dataclass(frozen=True, kw_only=True)
 class _Pack:
-    """What holds while a pack passes the model: its layout, and the model's configurations."""
+    """What holds while a pack passes the model: its layout, and the model's configurations.
+
+    Args:
+        first_queries: ids of modules whose attention is read at first tokens only.
+    """
 
     layout: Layout
     configs: tuple[Any, ...]
+    first_queries: frozenset[int] = frozenset()
 
 
 _PACK: ContextVar[_Pack | None] = ContextVar("lorakeet_pack", default=None)
@@ -95,26 +101,55 @@ def first_tokens_only(model: nn.Module, bounds: tuple[int, ...]) -> Iterator[Non
     """Inside, the layers hand on the first token of each document, [N, 1, D] for [1, T, D].
 
     A classifier's pooler and head read a row's first token; so each document is a row to
-    them.  A model without one stack of layers under its backbone fails the probe.
+    them.  After the last attention tokens no longer see each other: where a layer's form is
+    known (``_JOINS``), the others are left out from there on, which is exact.  A model without
+    one stack of layers under its backbone fails the probe.
+
+    Cost: less; in a stack of 12 about 6 % of the work.
     """
     layers = next(
         part
         for name in ("encoder", "transformer")
         if (part := getattr(backbone_of(model), name, None))
     )
-    starts = list(bounds[:-1])
+    starts = torch.tensor(bounds[:-1])
 
-    def choose(module: nn.Module, inputs: Any, output: Any) -> Any:
+    def choose(x: Tensor) -> Tensor:
+        is_chosen = x.shape[:2] == (len(starts), 1)
+        return x if is_chosen else x[0].index_select(0, starts.to(x.device))[:, None]
+
+    def choose_answer(module: nn.Module, inputs: Any, output: Any) -> Any:
         if isinstance(output, tuple):
-            return (output[0][0, starts][:, None], *output[1:])
-        output[next(iter(output))] = output[0][0, starts][:, None]
+            return (choose(output[0]), *output[1:])
+        output[next(iter(output))] = choose(output[0])
         return output
 
-    handle = layers.register_forward_hook(choose)
+    handles = [layers.register_forward_hook(choose_answer)]
+    last, pack = getattr(layers, "layer", [None])[-1], _PACK.get()
+    join = _find_join(last)
+    if join is not None and pack is not None:
+        handles.append(
+            join.register_forward_pre_hook(lambda module, inputs: tuple(map(choose, inputs)))
+        )
+        pack = replace(pack, first_queries=frozenset(map(id, last.modules())))
+    token = _PACK.set(pack)
     try:
         yield
     finally:
-        handle.remove()
+        _PACK.reset(token)
+        for handle in handles:
+            handle.remove()
+
+
+def _find_join(layer: nn.Module | None) -> nn.Module | None:
+    """What an encoder's layer calls with the answer of its attention; from there tokens are apart.
+
+    None too where the layer is computed again in the backward pass, without these hooks.
+    """
+    if layer is None or "forward" in vars(layer):
+        return None
+    held = dict(layer.named_modules())
+    return next((held[path] for path in _JOINS if path in held), None)
 
 
 @contextmanager
@@ -179,6 +214,9 @@ def attend(
         dropout=options.get("dropout", 0.0), scaling=options.get("scaling"),
         window=options.get("sliding_window"), soft_cap=options.get("softcap"),
     )  # fmt: skip
+    is_first_only = id(module) in pack.first_queries and query.device.type == "cpu"
+    if is_first_only and not how.is_causal and how.window is None:
+        return attend_first(query, key, value, pack.layout, how).transpose(1, 2), None
     call = find_attention(query, value, how) or attend_segments
     return call(query, key, value, pack.layout, how).transpose(1, 2).contiguous(), None
 
