@@ -31,6 +31,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
+from lorakeet.models.units import Dropout, draws_fast
+
 Span = tuple[int, int]
 _FORWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 _BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward
@@ -133,6 +135,8 @@ def _attend(q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
     if how.soft_cap is not None:
         return _attend_with_cap(q, k, v, how)
     needs_mask = is_windowed or (how.is_causal and all_tokens > length)
+    if how.dropout and q.dtype == torch.float32 and draws_fast(q):
+        return _attend_with_dropout(q, k, v, how)
     mask = _mask(length, all_tokens, how, q.device) if needs_mask else None
     return F.scaled_dot_product_attention(
         q, k, v, attn_mask=mask, dropout_p=how.dropout, scale=how.scaling,
@@ -172,6 +176,16 @@ def _attend_with_cap(q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
     mask = _mask(q.shape[2], k.shape[2], how, q.device)
     scores = scores.masked_fill(~mask, float("-inf"))
     return torch.softmax(scores.float(), -1).to(q.dtype) @ v
+
+
+def _attend_with_dropout(q: Tensor, k: Tensor, v: Tensor, how: How) -> Tensor:
+    """softmax(q k^T / sqrt(D)) with weights dropped, then v."""
+    scale = how.scaling if how.scaling is not None else q.shape[-1] ** -0.5
+    scores = (q * scale) @ k.transpose(-1, -2)
+    if how.is_causal or how.window is not None:
+        mask = _mask(q.shape[2], k.shape[2], how, q.device)
+        scores = scores.masked_fill(~mask, float("-inf"))
+    return Dropout.apply(torch.softmax(scores, -1), how.dropout) @ v
 
 
 def _is_fast(q: Tensor, v: Tensor, layout: Layout, how: How) -> bool:
