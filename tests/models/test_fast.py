@@ -183,6 +183,8 @@ def test_products_of_a_norm_keep_its_input_and_have_the_same_gradients():
         n.mul_(2)
     (changed,) = torch.autograd.grad(LoraProduct.apply(n, W0, None, A, B, 0.5).sin().sum(), A)
     torch.testing.assert_close(changed, expected[0])
+
+
 def test_dropout_keeps_the_mean_drops_at_its_rate_and_masks_its_gradient_alike():
     x = torch.ones(400_003, requires_grad=True)
     for p in (0.1, 0.5):

@@ -54,7 +54,7 @@ def open_session(
     with weights_apart():
         model, tokenizer = load_model(
             recipe.base, task=recipe.task, label_names=data.label_names, dtype=dtype,
-            quantization=recipe.quantization,
+            quantization=recipe.quantization, as_stored=_leaves_base(recipe),
         )  # fmt: skip
         set_template(tokenizer, recipe.data.chat_template)
         apply_method(
@@ -65,6 +65,12 @@ def open_session(
         recipe=recipe, run=run, base_folder=base_folder, model=model,
         tokenizer=tokenizer, data=data, emit=emit,
     )  # fmt: skip
+
+
+def _leaves_base(recipe: Recipe) -> bool:
+    """Whether a method takes no numbers from the base's weights when it begins."""
+    method = recipe.method
+    return method.kind == "lora" and method.start == "default" and not method.dora
 
 
 def build_validate(session: Session) -> Callable[[], Validation]:

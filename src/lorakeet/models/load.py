@@ -86,6 +86,7 @@ def load_model(
     label_names: Sequence[str] = (),
     dtype: str = "auto",
     quantization: QuantizationSettings | str | None = None,
+    as_stored: bool = False,
 ) -> tuple[Any, Any]:
     """A base model in evaluation mode with its tokenizer, on the best device here.
 
@@ -96,6 +97,8 @@ def load_model(
             bfloat16 on a GPU that computes with it; older ones take float32.
         quantization: holds linear layers in 4 or 8 bits (``models.quantized``), by settings or
             a kind; a base that is quantised already needs none.
+        as_stored: on a CPU, frozen layers may stay in 16 bits for ``models.narrow``, which must
+            follow.
 
     Returns:
         (model, tokenizer).
@@ -118,10 +121,21 @@ def load_model(
         model = build_without_weights(base, task=task, label_names=label_names, dtype=name)
         load_quantized(model, folder, settings, dtype=getattr(torch, name))
     else:
-        model = _load_class(folder, task, label_names, getattr(torch, name))
+        keeps = as_stored and name == "float32" and not is_remote_code_trusted()
+        model = _load_as_stored(base, task, label_names) if keeps else None
+        if model is None:
+            model = _load_class(folder, task, label_names, getattr(torch, name))
     if model.config.pad_token_id is None and tokenizer.pad_token_id is not None:
         model.config.pad_token_id = tokenizer.pad_token_id
     return model.to(device).eval(), tokenizer
+
+
+def _load_as_stored(base: str, task: str, label_names: Sequence[str]) -> Any | None:
+    """The model read tensor by tensor (``models.stored``); None where that is not possible."""
+    from lorakeet.models.stored import fill_as_stored
+
+    model = build_without_weights(base, task=task, label_names=label_names, dtype="float32")
+    return model if fill_as_stored(model, resolve_base(base)) else None
 
 
 def _choose_dtype(device: str) -> str:

@@ -4,7 +4,8 @@ Attaching an adapter leaves a base that never changes; on a CPU it is computed i
 though most checkpoints hold 16 bits. Each layer whose numbers fit is held as its checkpoint
 holds it (``quant.narrow``), and so are the embedding and the output head, tied or not, where
 the loss reads the head block by block. A layer that trains or is tied to another stays as it
-is; so does a layer with a number that needs more bits.
+is; so does a layer with a number that needs more bits.  A base that was read as stored
+(``models.stored``) is in 16 bits already, and what of it must be wide is widened here.
 """
 
 from __future__ import annotations
@@ -19,13 +20,13 @@ from lorakeet.models.head import head_of, read_head_facts, soft_cap_of
 from lorakeet.models.heap import give_back
 from lorakeet.quant.convert import replace_module
 from lorakeet.quant.linear import Scratch
-from lorakeet.quant.narrow import NarrowEmbedding, NarrowHead, NarrowLinear, to_narrow
+from lorakeet.quant.narrow import NARROW, NarrowEmbedding, NarrowHead, NarrowLinear, to_narrow
 
 _OWN_FORM = {*KINDS, "original_module"}  # parts of a path: what adapters hold, or keep a copy of
 
 
 def narrow_frozen(model: nn.Module) -> int:
-    """Puts 16-bit layers in the place of frozen float32 ones on the CPU, in place.
+    """Puts 16-bit layers in the place of frozen ones on the CPU, in place; the rest in float32.
 
     Returns:
         how many layers were replaced.
@@ -44,10 +45,11 @@ def narrow_frozen(model: nn.Module) -> int:
         codes = to_narrow(module.weight) if uses[id(module.weight)] == 1 else None
         if codes is None:
             continue
-        new = NarrowLinear(codes, module.bias, scratch=scratch, dtype=module.weight.dtype)
+        new = NarrowLinear(codes, module.bias, scratch=scratch, dtype=torch.float32)
         replace_module(model, path, new.train(module.training))
         module.weight = None  # gives the wide one back before the next layer
         num_layers += 1
+    _widen_rest(model)
     num_layers += _narrow_ends(model, uses, scratch)
     _forget_wide(model)
     give_back()
@@ -67,7 +69,7 @@ def _narrow_ends(model: nn.Module, uses: Counter[int], scratch: Scratch) -> int:
             continue
         if key not in shared:
             shared[key] = to_narrow(end.weight)
-        codes, dtype = shared[key], end.weight.dtype
+        codes, dtype = shared[key], torch.float32
         if codes is None or _OWN_FORM & set(paths[id(end)].split(".")):
             continue
         new: nn.Module = (
@@ -88,6 +90,13 @@ def _can_be_end(model: nn.Module, end: nn.Module) -> bool:
     return reads_blocks and read_head_facts(model).is_plain
 
 
+def _widen_rest(model: nn.Module) -> None:
+    """Weights on a CPU that are still in 16 bits in float32: tied, bent or trained ones."""
+    for parameter in model.parameters():
+        if parameter.dtype in NARROW and parameter.device.type == "cpu":
+            parameter.data = parameter.data.float()
+
+
 def _forget_wide(model: nn.Module) -> None:
     """Lets go of replaced weights that ``attach`` remembers as trained before it."""
     held = {id(each) for each in model.parameters()}
@@ -97,13 +106,14 @@ def _forget_wide(model: nn.Module) -> None:
 
 
 def _can_be(module: nn.Module) -> bool:
-    """Whether a module is a plain linear layer, frozen, in float32 on the CPU."""
+    """Whether a module is a plain linear layer, frozen, on the CPU."""
     return type(module) is nn.Linear and _is_frozen(module)
 
 
 def _is_frozen(module: nn.Module) -> bool:
-    """Whether nothing of a module trains, and it is in float32 on the CPU, without hooks."""
+    """Whether nothing of a module trains, and it is on the CPU, without hooks."""
     if module._forward_hooks or module._forward_pre_hooks:
         return False
-    place = module.weight.dtype, module.weight.device.type
-    return place == (torch.float32, "cpu") and not any(p.requires_grad for p in module.parameters())
+    is_known = module.weight.dtype in (torch.float32, *NARROW)
+    is_here = module.weight.device.type == "cpu"
+    return is_known and is_here and not any(p.requires_grad for p in module.parameters())

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from lorakeet.quant.linear import QuantizedLinear, Scratch, new_brief
 
 BLOCK_ROWS = 4096  # of a head: 16 MB at 1,024 numbers a row
-_NARROW = (torch.bfloat16, torch.float16)
+NARROW = (torch.bfloat16, torch.float16)
 
 
 def to_narrow(weight: Tensor) -> Tensor | None:
@@ -30,8 +30,14 @@ def to_narrow(weight: Tensor) -> Tensor | None:
     >>> to_narrow(torch.tensor([0.5, 3.0])).dtype, to_narrow(torch.tensor([0.1]))
     (torch.bfloat16, None)
     """
-    kept = (weight.detach().to(dtype) for dtype in _NARROW)
-    return next((codes for codes in kept if torch.equal(codes.to(weight.dtype), weight)), None)
+    kept = (weight.detach().to(dtype) for dtype in NARROW)
+    return next((codes for codes in kept if _is_same(codes, weight)), None)
+
+
+def _is_same(codes: Tensor, weight: Tensor) -> bool:
+    """Whether 16 bits give the same numbers; compared in blocks, as a table may be large."""
+    pairs = zip(codes.split(BLOCK_ROWS), weight.split(BLOCK_ROWS), strict=True)
+    return all(torch.equal(some.to(weight.dtype), wide) for some, wide in pairs)
 
 
 class NarrowLinear(QuantizedLinear):
