@@ -14,6 +14,7 @@ import torch
 from safetensors import SafetensorError
 from torch import nn
 
+import lorakeet.models.transformers_code  # noqa: F401  before any other import of transformers
 from lorakeet.adapters.attach import attach, find_targets, report_of
 from lorakeet.adapters.files import read_adapter, write_adapter
 from lorakeet.adapters.folders import LINEAGE, check_replaceable, publish_folder, to_write_error
