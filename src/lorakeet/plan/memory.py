@@ -8,8 +8,9 @@ w bytes a weight (4 on a CPU and for full, else 2 on a GPU):
                                             with the embedding and the head counted in N
                                             in fewer than w bytes also w times the largest of them,
                                             the scratch that one at a time is expanded into;
-                                            from 16 bits at least (w + 2)(N + M), the wide model
-                                            and its mapped file, less what comes after loading
+                                            from 16 bits at least what loading needs, less what
+                                            comes afterwards: the ends in both forms, and for
+                                            DoRA the wide model and its mapped file
     adapter       4 P                       A, B and saved modules in float32; nothing for full
     gradients     4 P                       (w P for full)
     optimizer     8 P                       AdamW's two moments in float32; 2.03 P in 8 bits;
@@ -206,10 +207,13 @@ def _count_weights(facts: ModelFacts, kind: str, case: MemoryCase, w: int, later
     stored = facts.stored_bytes
     if kind != "lora" or case.is_gpu or stored >= w:
         return w * facts.parameters
-    narrow = facts.linear_parameters + _count_ends(facts)
+    ends = _count_ends(facts)
+    narrow = facts.linear_parameters + ends
     largest = max((p.weights for p in facts.parts if p.kind == "linear"), default=0)
     held = stored * narrow + w * (facts.parameters - narrow + largest)
-    return max(held, (w + stored) * facts.parameters - later)
+    wide = facts.parameters - (0 if case.form == "dora" else facts.linear_parameters)
+    double = facts.parameters if case.form == "dora" else narrow
+    return max(held, w * wide + stored * double - later)
 
 
 def count_kept(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
