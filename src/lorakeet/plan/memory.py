@@ -17,9 +17,7 @@ w bytes a weight (4 on a CPU and for full, else 2 on a GPU):
                                             8 P more for AdaLoRA's scores; paged moments are in
                                             main memory, and one piece of them on a GPU
     copies        4 P                       the best weights (w P for full); and the state that
-                  + 4 P + optimizer         a checkpoint writes while the next steps are made,
-                  - holes                   as far as it is more than the holes that activations
-                                            have left, into which all fits but its tables
+                  + 4 P + optimizer         a checkpoint writes while the next steps are made
                                             (on a GPU both are in main memory)
     activations   see below
     process       what is there before a model: Python, torch, transformers; on a CPU also the
@@ -48,9 +46,9 @@ and their gradients, and, where it is trained, two arrays of its size.
 
 On a CPU the C library's heap has holes beside what is kept: an eighth of it, as the weights lie
 apart (``models.heap``), gradients have places of their own, and answers that are let go leave
-holes that what is kept fits into; a checkpoint's arrays do go into the holes.  DoRA and AdaLoRA,
-which are computed step by step, leave one and two more of each module's output width.  Arrays
-above 32 MiB, such as weights, are given back whole.
+holes that what is kept fits into.  Full training and mixtures of experts, which plain autograd
+computes, leave 0.6 of it.  DoRA and AdaLoRA, which are computed step by step, leave two and one
+more of each module's output width.  These shares are measured (``benchmarks.plan_accuracy``).
 """
 
 from __future__ import annotations
@@ -74,10 +72,11 @@ PAGE_BYTES = 32 * MIB  # a piece of m, v, g and w in float32, and what their upd
 ADALORA_SCORE_BYTES = 8
 PROCESS_BYTES = {False: 400 * MIB, True: 600 * MIB}  # on a CPU; a CUDA context on a GPU
 COMPILER_BYTES = 70 * MIB  # LLVM and the kernels that it has made for layers in few bits
-HOLE_ARRAYS = {"lora": 0, "dora": 1, "adalora": 2}  # measured: what steps of W0 x + ... leave
+HOLE_ARRAYS = {"lora": 0, "dora": 2, "adalora": 1}  # measured: what steps of W0 x + ... leave
 RANK_ARRAYS = {"lora": 1, "dora": 1, "adalora": 2}
 AT_WORK_F = 4  # arrays of T x F that the layer at work holds besides what is kept
 ALLOCATOR_FRACTION = {False: 0.12, True: 0.05}  # of what is kept: holes that stay empty
+PLAIN_FRACTION = 0.6  # the same where layers are plain autograd's: full training, experts
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,9 +176,7 @@ def estimate_memory(facts: ModelFacts, kind: str, case: MemoryCase) -> MemoryPar
     optimizer, activations = int(moments * trained), _count_activations(facts, kind, case, w)
     if case.is_gpu and case.optimizer.endswith("paged"):
         optimizer = min(optimizer, PAGE_BYTES)
-    tables = _count_tables(facts) if kind == "full" else 0
-    state, in_holes = own * trained + optimizer, int((own + moments) * (trained - tables))
-    state -= min(in_holes, _count_holes(facts, kind, case))
+    state = own * trained + optimizer
     copies = 0 if case.is_gpu else own * trained * case.keeps_best + state
     later = own * trained + optimizer + copies + activations
     return MemoryParts(
@@ -263,16 +260,13 @@ def _count_activations(facts: ModelFacts, kind: str, case: MemoryCase, w: int) -
 def _count_holes(facts: ModelFacts, kind: str, case: MemoryCase) -> int:
     """Bytes that the allocator holds beside what is kept, and cannot use for the same again."""
     w = 2 if case.is_gpu and kind != "full" else 4
-    holes = ALLOCATOR_FRACTION[case.is_gpu] * _count_kept_at_once(facts, kind, case)
+    is_plain = kind == "full" or any(part.kind == "experts" for part in facts.parts)
+    fraction = PLAIN_FRACTION if is_plain and not case.is_gpu else ALLOCATOR_FRACTION[case.is_gpu]
+    holes = fraction * _count_kept_at_once(facts, kind, case)
     if kind != "full" and not case.is_gpu:
         at_once = 1 if not case.recomputes else 1 / facts.layers
         holes += HOLE_ARRAYS[case.form] * case.counted.output_sum * at_once
     return int(case.micro_batch_tokens * holes * w)
-
-
-def _count_tables(facts: ModelFacts) -> int:
-    """Parameters of embeddings and heads, whose arrays are too large for a hole."""
-    return sum(part.parameters for part in facts.parts if part.kind in ("embedding", "head"))
 
 
 def _count_ends(facts: ModelFacts) -> int:
