@@ -14,7 +14,7 @@ bytes are those of the numbers that a layer keeps (``plan.memory``), each touche
 its way there and back; of the logits, touched 11 times; of the weights, read twice a
 micro-batch of T tokens (3 times where they are trained) and expanded twice where they are in
 few bits; and of AdamW's update.  The last term is what starting the work of a layer takes.
-The shares are measured on models of 0.3M to 135M parameters, where they hold within 11 %.
+The shares are measured; ``benchmarks.plan_accuracy`` shows how near they come, recipe by recipe.
 
 On a GPU R is the data sheet's dense bfloat16 rate, where the card's name is known; a share of
 it is reached, and kernels take time to start:
