@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lorakeet.base.errors import FileFormatError
 from lorakeet.models.quantized import initialize_rest, set_tensor
@@ -52,14 +52,14 @@ def _fill(model: Any, sources: Mapping[str, str], files: Mapping[str, Path]) -> 
     head = model.get_output_embeddings()
     linear = [each for each in model.modules() if type(each) is nn.Linear and each is not head]
     kept = {id(each.weight) for each in linear}
-    alike: dict[int, list[str]] = {}
+    tied: dict[Tensor, list[str]] = {}  # by identity, as tensors hash
     for name, tensor in model.state_dict(keep_vars=True).items():
-        alike.setdefault(id(tensor), []).append(name)
-    for key, names in alike.items():
-        tensor, expected = reader.read(sources[names[0]]), model.state_dict()[names[0]]
+        tied.setdefault(tensor, []).append(name)
+    for expected, names in tied.items():
+        tensor = reader.read(sources[names[0]])
         if tensor.shape != expected.shape:
             return False
-        is_kept = key in kept and tensor.dtype in NARROW
+        is_kept = id(expected) in kept and tensor.dtype in NARROW
         dtype = tensor.dtype if is_kept else expected.dtype
         set_tensor(model, names, tensor.to(dtype, copy=True))  # lets go of the file
     initialize_rest(model, torch.float32)
