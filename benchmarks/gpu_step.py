@@ -201,7 +201,7 @@ def measure_step(asked: argparse.Namespace) -> list[str]:
     """Interleaved runs of all arms, as the rows of a table."""
     work = Path(tempfile.mkdtemp())
     try:
-        write_work(work, asked.shape, None, PREFIX)
+        write_work(work, asked.shape, None, PREFIX, asked.steps)
         found = take_turns("benchmarks.gpu_step", list(ARMS), work, asked)
     finally:
         shutil.rmtree(work)

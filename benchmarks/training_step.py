@@ -1,12 +1,14 @@
 """One training step against the peers, interleaved, on the same rows and machine.
 
-    python -m benchmarks.training_step [--shape 135m] [--steps 4] [--repeats 3] [--prefix 60]
+    python -m benchmarks.training_step [--shape 135m] [--steps 6] [--repeats 3] [--prefix 60]
     python -m benchmarks.training_step --profile [--shape 0.5b] [--layers 6]
 
 Work: a system prompt of ``--prefix`` tokens that all rows share, then lognormal(median 180,
 sigma 0.6) tokens, 40 % prompt and 60 % answer, at most 512; loss on the answer; LoRA r = 16,
-alpha = 32 on all linear layers; AdamW; 8 rows a step; random weights of SmolLM2-135M's or
-Qwen2.5-0.5B's shape; TRL's packs have 1024 tokens, and 2048 (as ours) from a prefix of 300 on.
+alpha = 32 on all linear layers; AdamW; 8 rows a step, and as many rows as the steps take, so
+that a run is one epoch (grouped by length, the longest come first); random weights of
+SmolLM2-135M's or Qwen2.5-0.5B's shape; TRL's packs have 1024 tokens, and 2048 (as ours) from a
+prefix of 300 on.
 Ours runs through ``lorakeet.train``; the peers are PEFT + Trainer and TRL, each in a process of
 its own, without gradient checkpointing.  Real tokens a second over the steps after the first.
 
@@ -45,12 +47,12 @@ SHAPES: dict[str, tuple[str, dict[str, Any]]] = {
 }  # fmt: skip
 ARMS = ("lorakeet", "trainer", "trainer-grouped", "trl-packing")
 WORDS = "time year people way day man thing woman life child world school state family".split()
-ROWS, ROWS_PER_STEP, LONG_PREFIX, TOKENS_PER_STEP = 400, 8, 300, 2048
+ROWS_PER_STEP, LONG_PREFIX, TOKENS_PER_STEP = 8, 300, 2048
 MATMUL_SIZE = 2048
 
 
-def write_work(work: Path, shape: str, layers: int | None, prefix: int) -> None:
-    """A model of the shape with random weights, and rows as chats."""
+def write_work(work: Path, shape: str, layers: int | None, prefix: int, steps: int) -> None:
+    """A model of the shape with random weights, and the rows of one epoch as chats."""
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, AutoTokenizer
 
@@ -65,7 +67,7 @@ def write_work(work: Path, shape: str, layers: int | None, prefix: int) -> None:
     rng = random.Random(0)
     system = " ".join(rng.choices(WORDS, k=max(1, prefix - 8)))
     lines = []
-    for _ in range(ROWS):
+    for _ in range(ROWS_PER_STEP * steps):
         tokens = min(512 - prefix, max(10, int(rng.lognormvariate(5.19, 0.6))))
         prompt = rng.choices(WORDS, k=int(0.4 * tokens))
         answer = rng.choices(WORDS, k=int(0.6 * tokens))
@@ -203,7 +205,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--shape", choices=list(SHAPES), default="135m")
     parser.add_argument("--layers", type=int, help="fewer than the shape has, for a quick look")
-    parser.add_argument("--steps", type=int, default=4)
+    parser.add_argument("--steps", type=int, default=6)
     parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--prefix", type=int, default=60)
     parser.add_argument("--arms", nargs="+", default=list(ARMS))
@@ -216,7 +218,7 @@ def main() -> None:
         return
     work = Path(tempfile.mkdtemp())
     try:
-        write_work(work, asked.shape, asked.layers, asked.prefix)
+        write_work(work, asked.shape, asked.layers, asked.prefix, asked.steps)
         if asked.profile:
             print("\n".join(profile_step(lambda: run_lorakeet(work, asked.steps))))
         else:
