@@ -15,7 +15,7 @@ from lorakeet.plan.knobs import Knob, list_knobs
 from lorakeet.plan.memory import KINDS, MemoryParts, count_micro_batch_tokens, kind_of
 from lorakeet.plan.model_facts import ModelFacts, read_model_facts
 from lorakeet.plan.remedies import list_remedies
-from lorakeet.plan.speed import find_rates
+from lorakeet.plan.speed import Rates, find_rates
 from lorakeet.plan.trained import count_trained
 
 # What stands in where the asked method does not fit: exact weights first.
@@ -69,6 +69,7 @@ class Plan:
         advice: mistakes in names, and where evidence speaks against a setting.
         remedies: what would fit, where the method that is asked for does not.
         knobs: what each setting would save of what the asked method needs.
+        rates: of the device, from which speeds are predicted; None where it is not known.
         measured: what real steps took (``api.measuring.Measured``), when they were made.
     """
 
@@ -79,6 +80,7 @@ class Plan:
     advice: tuple[str, ...]
     remedies: tuple[str, ...] = ()
     knobs: tuple[Knob, ...] = ()
+    rates: Rates | None = None
     measured: dict[str, Any] | None = None
 
     def to_dict(self) -> dict[str, Any]:
@@ -99,6 +101,7 @@ class Plan:
             "advice": list(self.advice),
             "remedies": list(self.remedies),
             "knobs": [asdict(knob) for knob in self.knobs],
+            "rates": asdict(self.rates) if self.rates else None,
             **({"measured": self.measured} if self.measured else {}),
         }  # fmt: skip
 
@@ -170,6 +173,7 @@ def make_plan(
         remedies=tuple(list_remedies(case, asked, chosen)),
         knobs=list_knobs(recipe, facts, asked, micro_batch_tokens=case.micro_batch_tokens,
                          longest_row=case.longest_row, is_gpu=bool(machine.gpus)),
+        rates=case.rates,
     )  # fmt: skip
 
 
