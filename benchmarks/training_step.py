@@ -7,10 +7,10 @@ Work: a system prompt of ``--prefix`` tokens that all rows share, then lognormal
 sigma 0.6) tokens, 40 % prompt and 60 % answer, at most 512; loss on the answer; LoRA r = 16,
 alpha = 32 on all linear layers; AdamW; 8 rows a step, and as many rows as the steps take, so
 that a run is one epoch (grouped by length, the longest come first); random weights of
-SmolLM2-135M's or Qwen2.5-0.5B's shape; TRL's packs have 1024 tokens, and 2048 (as ours) from a
-prefix of 300 on.
-Ours runs through ``lorakeet.train``; the peers are PEFT + Trainer and TRL, each in a process of
-its own, without gradient checkpointing.  Real tokens a second over the steps after the first.
+SmolLM2-135M's or Qwen2.5-0.5B's shape; TRL's packs have 1024 tokens, and 2048 from a prefix
+of 300 on, as ours then have.  Ours runs through ``lorakeet.train``; the peers are PEFT +
+Trainer and TRL, each in a process of its own, without gradient checkpointing.  Real tokens a
+second over the steps after the first.
 
 The floor is 4 N FLOP for each real token (forward 2 N, backward to the input 2 N, N weights
 that are multiplied) at the rate of a large float32 matmul, measured after each arm; whoever

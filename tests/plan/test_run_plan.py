@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from lorakeet.api.planning import count_run_tokens, make_run_plan
+from lorakeet.api.data_facts import count_run_tokens
+from lorakeet.api.planning import make_run_plan
 from lorakeet.base.errors import MachineError
 from lorakeet.base.recipe_file import recipe_from_dict
 from lorakeet.base.run_folder import RunFolder, read_json

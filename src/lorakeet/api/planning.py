@@ -9,6 +9,12 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from lorakeet.api.data_facts import (
+    count_run_tokens,
+    describe_data,
+    estimate_saved_fraction,
+    settle_micro_batch,
+)
 from lorakeet.api.measuring import FAR_FRACTION, RATE_S, choose_trial, measure_recipe
 from lorakeet.api.resolve import RecipeLike, to_recipe
 from lorakeet.api.widths import settle_widths
@@ -19,7 +25,7 @@ from lorakeet.base.run_folder import RunFolder, write_json
 from lorakeet.base.units import to_readable_bytes
 
 if TYPE_CHECKING:
-    from lorakeet.plan.choose import DataFacts, Plan
+    from lorakeet.plan.choose import Plan
 
 
 def plan(
@@ -59,6 +65,7 @@ def plan(
         folder = Path(name)
         data = prepare_data(asked, read_recipe_tokenizer(asked), folder, ignore_events)
         asked = settle_widths(asked, base, data, folder / "widths.json", ignore_events)
+        asked = settle_micro_batch(asked, base, data)
         saved = estimate_saved_fraction(asked, data.train)
         known = describe_data(asked, data, saved_fraction=saved)
         made = make_plan(asked, base, data=known, price_per_hour=price_per_hour)
@@ -105,28 +112,6 @@ def _measure(
         rate_s=rate_s,
     )  # fmt: skip
     return replace(made, measured=measured.to_dict())
-
-
-def describe_data(recipe: Recipe, data: Any, *, saved_fraction: float = 0.0) -> DataFacts:
-    """What a plan needs of ``data.prepare.PreparedData``.
-
-    Args:
-        saved_fraction: of the tokens, which need not pass the model as samples share them.
-    """
-    from lorakeet.plan.choose import DataFacts
-    from lorakeet.plan.memory import count_micro_batch_tokens
-
-    lengths = data.train.lengths
-    longest = sorted((int(n) for n in lengths), reverse=True)[: recipe.train.batch_size]
-    most = sum(longest) if recipe.train.packing else longest[0] * len(longest)
-    limit = count_micro_batch_tokens(recipe, longest=longest[0])
-    return DataFacts(
-        num_run_tokens=round((1 - saved_fraction) * count_run_tokens(recipe, lengths)),
-        num_labels=len(data.label_names) or None,
-        max_micro_batch_tokens=max(1, min(limit, most)),
-        longest_row=longest[0],
-        row_tokens=sum(int(n) ** 2 for n in lengths) / max(1, sum(int(n) for n in lengths)),
-    )
 
 
 def make_run_plan(
@@ -181,31 +166,6 @@ def _tell_knobs(knobs: Sequence[Mapping[str, Any]]) -> str:
     return f"What saves most: {', '.join(most)}." if most else "Choose a smaller base."
 
 
-def estimate_saved_fraction(recipe: Recipe, rows: Any) -> float:
-    """The share of tokens that samples of a pack open with together, so that it is saved.
-
-    A model that cannot share, such as one with dropout of its own, is found out when it
-    is loaded; the event ``path`` tells.
-
-    Args:
-        rows: ``data.shards.ShardReader`` of the training rows.
-    """
-    from lorakeet.data.order import StepOrder
-    from lorakeet.data.prefixes import measure_saved_fraction
-    from lorakeet.plan.memory import AUTO_MICRO_BATCH_TOKENS
-
-    train = recipe.train
-    if recipe.task == "classify" or not (train.packing and train.share_prefixes):
-        return 0.0
-    if getattr(recipe.method, "dropout", 0):
-        return 0.0
-    asked = train.micro_batch_tokens
-    order = StepOrder.of_recipe(recipe, rows.source_of)
-    return measure_saved_fraction(
-        rows, order, AUTO_MICRO_BATCH_TOKENS if asked == "auto" else asked
-    )
-
-
 def describe_frozen_cache(
     recipe: Recipe, base_folder: Path, folder: Path, data: Any
 ) -> dict[str, Any]:
@@ -231,24 +191,6 @@ def describe_frozen_cache(
         free_bytes=shutil.disk_usage(folder).free,
         saved_fraction=estimate_saved_fraction(recipe, rows) if first and is_auto else 0.0,
     )).to_dict()  # fmt: skip
-
-
-def count_run_tokens(recipe: Recipe, lengths: Sequence[int]) -> int:
-    """Tokens that pass the model in a whole run, without padding and validation.
-
-    Args:
-        lengths: tokens of each training row.
-
-    >>> from lorakeet.base.recipe_file import recipe_from_dict
-    >>> data, few = {"train": ["a.jsonl"]}, {"epochs": 2, "batch_size": 4, "max_steps": 3}
-    >>> count_run_tokens(recipe_from_dict({"base": "b", "data": data, "train": few}), [10] * 100)
-    120
-    """
-    train, num_rows = recipe.train, len(lengths)
-    seen = train.epochs * num_rows
-    if train.max_steps:
-        seen = min(seen, train.max_steps * train.batch_size)
-    return round(int(sum(lengths)) * seen / max(num_rows, 1))
 
 
 def check_data(recipe: RecipeLike, folder: str | Path, *, emit: Emit, **options: Any) -> Any:

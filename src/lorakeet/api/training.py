@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from lorakeet.api.continuing import check_parent
+from lorakeet.api.data_facts import settle_micro_batch
 from lorakeet.api.planning import describe_frozen_cache, make_run_plan
 from lorakeet.api.resolve import (
     RecipeLike,
@@ -163,6 +164,7 @@ def _train_in(
         tokenizer = read_recipe_tokenizer(recipe)
         data = prepare_data(recipe, tokenizer, run.data, emit)
     recipe = settle_widths(recipe, base_folder, data, run.widths, emit)
+    recipe = settle_micro_batch(recipe, base_folder, data)
     if not (is_resumed and run.resolved.is_file()):
         kept = describe_frozen_cache(recipe, base_folder, run.path, data)
         write_resolved(

@@ -133,7 +133,9 @@ class TrainSettings(Section):
         ge=1,
     )
     micro_batch_tokens: int | Literal["auto"] = setting(
-        "auto", "tokens that pass the model at once; changes memory, not the result"
+        "auto",
+        "tokens that pass the model at once; changes memory, not the result",
+        why="auto: 1024, as fast as more; up to 8192 where long shared openings then cost less",
     )
     packing: bool = setting(
         True,
