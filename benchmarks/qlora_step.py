@@ -2,7 +2,8 @@
 
     python -m benchmarks.qlora_step [--shape 0.5b] [--steps 4] [--repeats 3] [--arms ...]
 
-Work: chats of lognormal(median 180, sigma 0.6) words, 40 % prompt and 60 % answer, at most 512;
+Work: chats of lognormal(median 75, sigma 0.6) words of 2.4 tokens, which are 180 as in
+``training_step``, 40 % prompt and 60 % answer, at most 512 tokens;
 loss on the answer; r = 16, alpha = 32 on all linear layers; AdamW; 8 rows a step; the shapes of
 SmolLM2-135M and Qwen2.5-0.5B with random weights, held on disk in bfloat16.  Each arm is a
 process of its own and the arms take turns:
@@ -35,7 +36,7 @@ RESULTS = Path(__file__).parent / "results"
 STARTER = Path(lorakeet.__file__).parent / "embedded" / "starter"
 OURS, PEERS = ("lora", "qlora"), ("peer", "peer-saving")
 WORDS = "time year people way day man thing woman life child world school state family".split()
-NUM_ROWS, ROWS_PER_STEP, MAX_WORDS = 200, 8, 512
+NUM_ROWS, ROWS_PER_STEP, MAX_WORDS = 200, 8, 210
 # model type, hidden, layers, heads, key-value heads, feed-forward width, vocabulary
 SHAPES = {
     "tiny": ("llama", 64, 2, 4, 2, 176, 2560),
@@ -62,7 +63,7 @@ def write_work(work: Path, shape: str) -> None:
     rng = random.Random(0)
     rows = []
     for _ in range(NUM_ROWS):
-        num = min(MAX_WORDS, max(10, int(rng.lognormvariate(5.19, 0.6))))
+        num = min(MAX_WORDS, max(10, int(rng.lognormvariate(4.32, 0.6))))
         turns = [("user", rng.choices(WORDS, k=int(0.4 * num))),
                  ("assistant", rng.choices(WORDS, k=int(0.6 * num)))]  # fmt: skip
         messages = [{"role": role, "content": " ".join(words)} for role, words in turns]
