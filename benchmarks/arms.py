@@ -73,6 +73,9 @@ def take_turns(
             command = [sys.executable, "-m", module, "--arm", arm, "--work", str(work),
                        "--steps", str(asked.steps)]  # fmt: skip
             done = subprocess.run(command, capture_output=True, text=True, check=False)
+            if done.returncode < 0:
+                raise SystemExit(f"{arm}: ended by the system (signal {-done.returncode}), most "
+                                 "often for a lack of memory. Leave it out of --arms.")  # fmt: skip
             if done.returncode:
                 raise SystemExit(f"{arm}: {done.stderr[-2000:]}")
             found[arm].append(json.loads(done.stdout.strip().splitlines()[-1]))
