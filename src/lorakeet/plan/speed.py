@@ -7,14 +7,16 @@ N counts linear layers, the experts that a token is sent to, and the output head
 adapter, whose thin products reach half of the rate.  Attention adds 14 S Q L for samples of S
 tokens, Q the width of all query heads and L layers: 4 forward, 10 backward.  On a CPU
 
-    s/token = FLOP / (0.9 R)  +  bytes / (0.3 C)  +  L x 6 ms / T
+    s/token = FLOP / (1.18 R)  +  bytes / (0.17 C)  +  L x 22 ms / T
 
-R is the rate of a large matmul and C that of copying, both measured here in a moment.  The
+R is the rate of a matmul of 768 x 768 and C that of copying, both measured here in a moment;
+larger products run faster than R, and the first layer gives no gradient to its input.  The
 bytes are those of the numbers that a layer keeps (``plan.memory``), each touched 6 times on
 its way there and back; of the logits, touched 11 times; of the weights, read twice a
 micro-batch of T tokens (3 times where they are trained) and expanded twice where they are in
-few bits; and of AdamW's update.  The last term is what starting the work of a layer takes.
-The shares are measured; ``benchmarks.plan_accuracy`` shows how near they come, recipe by recipe.
+few bits; and of AdamW's update; all of it half as much again in full training.  The last term
+is what starting the work of a layer takes.  The shares are measured; ``benchmarks.plan_accuracy``
+shows how near they come, recipe by recipe.
 
 On a GPU R is the data sheet's dense bfloat16 rate, where the card's name is known; a share of
 it is reached, and kernels take time to start:
@@ -36,13 +38,14 @@ from lorakeet.plan.hardware import Hardware
 from lorakeet.plan.memory import IN_FEW_BITS, MemoryCase, count_kept
 from lorakeet.plan.model_facts import ModelFacts
 
-REACHED_FRACTION = 0.9  # of the large matmul's rate, on CPUs
-COPIED_FRACTION = 0.3  # of the copy's rate on each core, reached by what is no matmul
+REACHED_FRACTION = 1.18  # of the measured matmul's rate, on CPUs
+COPIED_FRACTION = 0.167  # of the copy's rate on each core, reached by what is no matmul
 MAX_COPYING_CORES = 4  # more of them wait for the memory
 KEPT_TOUCHES, LOGIT_TOUCHES = 6, 11
+FULL_TIMES = 1.5  # what full training moves, over what is counted
 UPDATE_BYTES = 28  # a trained weight: w, g, m and v read, w, m and v written
 REACHED_FRACTION_GPU = 0.3  # assumed, as no GPU is measured here
-LAUNCH_S_PER_LAYER = {False: 6e-3, True: 1e-3}  # on a GPU assumed: 150 kernels, 7 us each
+LAUNCH_S_PER_LAYER = {False: 22e-3, True: 1e-3}  # on a GPU assumed: 150 kernels, 7 us each
 _SIZE, _COPIED = 768, 8 * 2**20  # of the measured matmul, and float32 numbers of the copy
 # NVIDIA's data sheets, dense bfloat16 (half of the rate "with sparsity"), in TFLOP/s;
 # float32 accumulation on GeForce cards; the longest name that is found counts
@@ -155,4 +158,5 @@ def count_moved_bytes(facts: ModelFacts, kind: str, case: MemoryCase, step_token
     if kind != "full" and case.form == "dora":
         weights += 12 * facts.linear_parameters  # the norms of W0 + s B A, once a micro-batch
     update = UPDATE_BYTES * trained / step_tokens
-    return 4 * numbers + weights / case.micro_batch_tokens + update
+    moved = 4 * numbers + weights / case.micro_batch_tokens + update
+    return moved * FULL_TIMES if kind == "full" else moved
