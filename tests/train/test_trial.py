@@ -8,6 +8,7 @@ import torch
 
 from lorakeet.base.errors import DataError
 from lorakeet.models.methods import apply_method
+from lorakeet.train import trial as trial_module
 from lorakeet.train.step import build_runner
 from lorakeet.train.sweep import FACTOR, sweep_rates
 from lorakeet.train.trial import choose_longest, try_steps
@@ -43,6 +44,26 @@ def test_a_trial_tells_the_peak_and_the_rate_of_real_steps(make):
     assert trial.peak_bytes > 50e6 and trial.tokens_per_s > 0 and trial.num_steps >= 1
     assert 20 <= trial.longest_tokens <= 40 and trial.micro_batch_tokens == 40
     assert not heard.events
+
+
+def test_the_second_step_is_made_beside_what_a_checkpoint_copies(make, monkeypatch):
+    model, recipe, data = make("full", micro_batch_tokens=160)
+    seen = []
+
+    def note(name):
+        original = getattr(trial_module, name)
+
+        def call(*args, **options):
+            seen.append(name)
+            return original(*args, **options)
+
+        monkeypatch.setattr(trial_module, name, call)
+
+    for name in ("collect_state", "collect_moments", "run_within_memory", "peak_bytes"):
+        note(name)
+    try_steps(model, recipe, data, pad_id=0, emit=Listener())
+    step = "run_within_memory"
+    assert seen == ["collect_state", step, "collect_state", "collect_moments", step, "peak_bytes"]
 
 
 def test_a_trial_tells_the_micro_batch_that_fits(make):

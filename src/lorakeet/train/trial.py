@@ -1,8 +1,8 @@
 """A few real steps before a run, for their memory and their speed.
 
 The longest rows are put into one step, so no step of the run holds more; the moments exist
-from the first step on, so the second one is as large as any later one.  Then steps of the run
-follow for the rate, where it is asked for.  Nothing is kept.
+from the first step on, so the second one, made beside the copies of a checkpoint, is as large as
+any later one.  Then steps of the run follow for the rate, where it is asked for.  Nothing is kept.
 """
 
 from __future__ import annotations
@@ -71,9 +71,10 @@ def try_steps(
         model.train()
         rows = choose_longest(data.train, runner, settings.batch_size)
         copies: list[Any] = [collect_state(model)]  # a run keeps the best weights
-        for number in (1, 2):
-            runner, result = run_within_memory(runner, rows, (settings.seed, number), emit)
-        copies += [collect_state(model), collect_moments(model, runner.optimizer)]  # a checkpoint
+        runner, _ = run_within_memory(runner, rows, (settings.seed, 1), emit)
+        # A run goes on while the state after a step is written.
+        copies += [collect_state(model), collect_moments(model, runner.optimizer)]
+        runner, result = run_within_memory(runner, rows, (settings.seed, 2), emit)
         peak = peak_bytes()
         copies.clear()
         timed = [] if rate_s else [(result.num_tokens, result.duration_s)]
