@@ -1,6 +1,5 @@
-"""Ids put together from known words are those of the whole text, and so is what is trained."""
+"""Ids put together from known words are those of the whole text, and so is where they stand."""
 
-import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -20,11 +19,6 @@ def tokenizer(request, shared):
     return AutoTokenizer.from_pretrained(shared / "tokenizers" / request.param)
 
 
-def trained_by_offsets(encoding, spans):
-    places = np.asarray(encoding.offsets).reshape(-1, 2)
-    return [any(a < end and b > start for start, end in spans) for a, b in places.tolist()]
-
-
 def test_texts_of_any_characters_are_as_when_encoded_whole(tokenizer):
     assert is_word_wise(tokenizer)
     memory = WordMemory(tokenizer)
@@ -33,10 +27,9 @@ def test_texts_of_any_characters_are_as_when_encoded_whole(tokenizer):
         tokenizer("")
         whole = tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
         for text, one, found in zip(texts, whole, memory.encode(texts), strict=True):
-            assert found.ids.tolist() == one.ids
-            third = len(text) // 3
-            for spans in ([(0, third)], [(third, 2 * third), (2 * third, len(text))], []):
-                assert found.find_trained(spans).tolist() == trained_by_offsets(one, spans)
+            ids, offsets = found
+            assert ids.tolist() == one.ids
+            assert list(map(tuple, offsets.tolist())) == one.offsets
 
     @settings(max_examples=60, deadline=None)
     @given(st.lists(st.lists(st.sampled_from(PIECES), max_size=12).map("".join), max_size=4))
@@ -55,7 +48,8 @@ def test_a_tokenizer_that_joins_words_is_encoded_whole(shared):
 def test_a_memory_that_is_wrong_is_found_out_by_the_first_texts(shared):
     tokenizer = AutoTokenizer.from_pretrained(shared / "tokenizers" / "minimind")
     memory = WordMemory(tokenizer)
-    memory._ids["word"] = np.int32(7).tobytes()
+    memory._learn({"word"})
+    memory._ids[:] = 7
     assert memory.encode(["a word"]) is None and memory.encode(["fine"]) is None
 
 
@@ -64,6 +58,6 @@ def test_a_full_memory_starts_again(shared, monkeypatch):
     monkeypatch.setattr("lorakeet.data.words.MAX_WORDS", 3)
     memory = WordMemory(tokenizer)
     for text in ("one two three four five", "five six", "seven"):
-        (found,) = memory.encode([text])
-        assert found.ids.tolist() == tokenizer(text)["input_ids"]
-    assert len(memory._ids) <= 3
+        ((ids, _),) = memory.encode([text])
+        assert ids.tolist() == tokenizer(text)["input_ids"]
+    assert len(memory._numbers) <= 3

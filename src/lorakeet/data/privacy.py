@@ -47,7 +47,8 @@ _INTERNATIONAL_PHONE = re.compile(
 )
 # Every valid number but an IBAN has eight digits this near each other.
 _EIGHT_DIGITS = re.compile(r"\d(?:[-. ()]{0,3}\d){7}")
-_IBAN_HEAD = re.compile(r"[A-Z]{2}\d{2}")
+_IBAN_HEAD = re.compile(r"(?<=[A-Z]{2})\d{2}")
+_DIGITS = b"0123456789"
 _ID_WEIGHTS = (7, 9, 10, 5, 8, 4, 2, 1, 6, 3, 7, 9, 10, 5, 8, 4, 2)
 _ID_CHECKS = "10X98765432"
 
@@ -61,10 +62,21 @@ def mask_private(text: str) -> tuple[str, dict[str, int]]:
     counts: Counter[str] = Counter()
     if "@" in text:
         text = _mask(text, "email", _EMAIL, _is_sure, counts)
-    if _EIGHT_DIGITS.search(text) or _IBAN_HEAD.search(text):
+    if _may_hold_number(text):
         for kind, pattern, is_valid in _NUMBERS:
             text = _mask(text, kind, pattern, is_valid, counts)
     return text, dict(counts)
+
+
+def _may_hold_number(text: str) -> bool:
+    """Whether the patterns of numbers are worth a try; most texts have too few digits."""
+    if text.isascii():
+        num_digits = len(text) - len(text.encode().translate(None, _DIGITS))
+        if num_digits < 2:
+            return False
+        if num_digits < 8:
+            return _IBAN_HEAD.search(text) is not None
+    return bool(_EIGHT_DIGITS.search(text) or _IBAN_HEAD.search(text))
 
 
 def mask_sample(sample: Sample) -> tuple[Sample, dict[str, int]]:

@@ -50,9 +50,9 @@ def _look_up(texts: Sequence[Text], words: WordMemory) -> list[Tokens] | None:
     if encoded is None:
         return None
     return [
-        (words.add_around(one.ids), None) if text.spans is None
-        else (one.ids, one.find_trained(text.spans))
-        for text, one in zip(texts, encoded, strict=True)
+        (words.add_around(ids), None) if text.spans is None
+        else (ids, _find_trained(offsets, text.spans))
+        for text, (ids, offsets) in zip(texts, encoded, strict=True)
     ]  # fmt: skip
 
 

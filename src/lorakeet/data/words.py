@@ -16,14 +16,13 @@ from __future__ import annotations
 import json
 import re
 import string
-from bisect import bisect_left, bisect_right
 from collections.abc import Iterable, Sequence
-from itertools import repeat
+from itertools import chain
 from typing import Any
 
 import numpy as np
 
-Span = tuple[int, int]
+Encoded = tuple[np.ndarray, np.ndarray]
 
 MAX_WORDS = 200_000  # about 40 MB; when they are met, the memory starts again
 MAX_CHARS = 64  # of a word that is kept
@@ -39,7 +38,10 @@ _TRIED = string.punctuation + "aZ09"
 
 
 class WordMemory:
-    """The ids of the words that a tokenizer was given so far.
+    """The ids of the words that a tokenizer was given so far, and where they stand in the word.
+
+    All are held end to end in a few arrays: a word has a number, and the tokens from
+    ``firsts[number]`` to ``firsts[number + 1]``.
 
     Args:
         tokenizer: of which ``is_word_wise`` holds.
@@ -47,8 +49,7 @@ class WordMemory:
 
     def __init__(self, tokenizer: Any) -> None:
         self._tokenizer = tokenizer
-        self._ids: dict[str, bytes] = {}
-        self._offsets: dict[str, np.ndarray] = {}
+        self._forget()
         marks = [
             token.content for token in tokenizer.added_tokens_decoder.values()
             if token.special and not token.normalized
@@ -66,11 +67,12 @@ class WordMemory:
         """Ids with the special tokens that the tokenizer puts around a whole text."""
         return np.concatenate([self._before, ids, self._after])
 
-    def encode(self, texts: Sequence[str]) -> list[Words] | None:
-        """The words of each text with their ids, without what stands around a whole text.
+    def encode(self, texts: Sequence[str]) -> list[Encoded] | None:
+        """Each text as the tokenizer encodes it, without what stands around a whole text.
 
         Returns:
-            None from when the ids of a checked text are others than those of the whole text on.
+            ids [T] and the characters where tokens begin and end [T, 2]; None from when a
+            checked text is encoded otherwise on.
         """
         if self._left_to_check < 0:
             return None
@@ -79,35 +81,58 @@ class WordMemory:
         checked = texts[: max(1, self._left_to_check)]  # later, one of each call
         whole = self._encode([_HEAD + text for text in checked])
         self._left_to_check = max(0, self._left_to_check - len(checked))
-        if any(one.ids != two.ids.tolist() for one, two in zip(whole, found, strict=False)):
+        if not all(_is_same(*pair) for pair in zip(whole, found, strict=False)):
             self._left_to_check = -1
             return None
         return found
 
-    def _look_up(self, texts: Sequence[str]) -> list[Words]:
-        if len(self._ids) > MAX_WORDS:
-            self._ids.clear()
-        if len(self._offsets) > MAX_WORDS:
-            self._offsets.clear()
+    def _look_up(self, texts: Sequence[str]) -> list[Encoded]:
+        if len(self._numbers) > MAX_WORDS:
+            self._forget()
         split = [self._split(text) for text in texts]
-        unknown = set().union(*split).difference(self._ids)
+        unknown = set(chain.from_iterable(split)).difference(self._numbers)
         odd = {word for word in unknown if not _is_plain(word)}
         if odd:
-            split = [w if odd.isdisjoint(w) else list(_join_odd(w)) for w in split]
-            unknown = set().union(*split).difference(self._ids)
-        self._learn(unknown)
-        found = [Words(words, [self._ids[word] for word in words], self) for words in split]
-        for word in unknown:
-            if len(word) > MAX_CHARS:
-                del self._ids[word]
+            unknown -= odd
+            for place, words in enumerate(split):
+                if not odd.isdisjoint(words):
+                    split[place] = list(_join_odd(words))
+                    unknown |= set(split[place]).difference(self._numbers)
+        long = {word for word in unknown if len(word) > MAX_CHARS}
+        self._learn(unknown - long)
+        num_kept = len(self._numbers)
+        self._learn(long)
+        found = self._join(split)
+        self._shorten(long, num_kept)
         return found
 
-    def offsets_of(self, word: str) -> np.ndarray:
-        """Where each token of a word begins and ends, in characters of the word with its space."""
-        if word not in self._offsets:
-            (encoding,) = self._encode([word])
-            self._offsets[word] = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)
-        return self._offsets[word]
+    def _join(self, split: Sequence[Sequence[str]]) -> list[Encoded]:
+        """Texts from the tokens of their words, all of which are known."""
+        edges = np.cumsum([0, *map(len, split)])  # words before each text
+        words = np.fromiter(
+            map(self._numbers.__getitem__, chain.from_iterable(split)), np.int64, edges[-1]
+        )
+        counts = self._firsts[words + 1] - self._firsts[words]
+        tokens, chars = _sum_before(counts), _sum_before(self._widths[words])
+        places = np.arange(tokens[-1]) + np.repeat(self._firsts[words] - tokens[:-1], counts)
+        starts = chars[:-1] - np.repeat(chars[edges[:-1]], np.diff(edges))  # of words in their text
+        ids, offsets = self._ids[places], self._offsets[places]
+        offsets += np.repeat(starts, counts).astype(np.int32)[:, None]
+        bounds = tokens[edges].tolist()
+        return [(ids[a:b], offsets[a:b]) for a, b in zip(bounds, bounds[1:], strict=False)]
+
+    def _forget(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._firsts, self._widths = np.zeros(1, np.int64), np.zeros(0, np.int64)
+        self._ids, self._offsets = np.zeros(0, np.int32), np.zeros((0, 2), np.int32)
+
+    def _shorten(self, words: Iterable[str], num_kept: int) -> None:
+        """Forgets the words that were learned last."""
+        for word in words:
+            del self._numbers[word]
+        self._firsts, self._widths = self._firsts[: num_kept + 1], self._widths[:num_kept]
+        num_tokens = int(self._firsts[-1])
+        self._ids, self._offsets = self._ids[:num_tokens], self._offsets[:num_tokens]
 
     def _split(self, text: str) -> list[str]:
         if _HEAD in text:
@@ -121,58 +146,62 @@ class WordMemory:
         return words
 
     def _learn(self, words: Iterable[str]) -> None:
-        """Tokenises words: in one call those that a space may stand beside, the others apart."""
+        """Tokenises words: those that a space may stand beside as one text, the others apart."""
         together, apart = [], []
         for word in words:
             is_inner = not word.startswith(_HEAD) and _is_plain(word)
             (together if is_inner else apart).append(word)
-        for word, encoding in zip(apart, self._encode(apart), strict=True):
-            self._ids[word] = np.asarray(encoding.ids, dtype=np.int32).tobytes()
+        alone = self._encode(apart)
+        self._add(
+            apart, [len(e.ids) for e in alone], [_width_of(word) for word in apart],
+            list(chain.from_iterable(e.ids for e in alone)),
+            list(chain.from_iterable(e.offsets for e in alone)),
+        )  # fmt: skip
         for first in range(0, len(together), _WORDS_AT_ONCE):
-            self._learn_together(together[first : first + _WORDS_AT_ONCE])
+            some = together[first : first + _WORDS_AT_ONCE]
+            (encoding,) = self._encode([" ".join(some)])
+            widths = np.asarray([_width_of(word) for word in some])
+            ends, offsets = widths.cumsum(), np.asarray(encoding.offsets)
+            edges = np.searchsorted(offsets[:, 1], ends, side="right")  # a word has what ends in it
+            counts = np.diff(edges, prepend=0)
+            offsets -= np.repeat(ends - widths, counts)[:, None]
+            self._add(some, counts, widths, encoding.ids, offsets)
 
-    def _learn_together(self, words: list[str]) -> None:
-        """Tokenises words as one text; a token is of the word that it ends in."""
-        (encoding,) = self._encode([" ".join(words)])
-        ids = np.asarray(encoding.ids, dtype=np.int32)
-        token_ends = np.asarray(encoding.offsets, dtype=np.int64).reshape(-1, 2)[:, 1]
-        word_ends = np.cumsum([len(word) + 1 for word in words])
-        edges = [0, *np.searchsorted(token_ends, word_ends, side="right").tolist()]
-        for word, start, end in zip(words, edges, edges[1:], strict=False):
-            self._ids[word] = ids[start:end].tobytes()
+    def _add(self, words: Sequence[str], counts: Any, widths: Any, ids: Any, offsets: Any) -> None:
+        """Keeps words with their tokens, which lie end to end.
+
+        Args:
+            counts: tokens of each word; ``widths`` its characters with the space before it.
+            offsets: of tokens in their word, [T, 2].
+        """
+        num_known = len(self._numbers)
+        self._numbers.update(zip(words, range(num_known, num_known + len(words)), strict=True))
+        firsts = self._firsts[-1] + np.cumsum(np.asarray(counts, dtype=np.int64))
+        offsets = np.asarray(offsets, dtype=np.int32).reshape(-1, 2)
+        self._firsts = np.concatenate([self._firsts, firsts])
+        self._widths = np.concatenate([self._widths, np.asarray(widths, dtype=np.int64)])
+        self._ids = np.concatenate([self._ids, np.asarray(ids, dtype=np.int32)])
+        self._offsets = np.concatenate([self._offsets, offsets])
 
     def _encode(self, words: list[str]) -> list[Any]:
         texts = [word[1:] if word.startswith(_HEAD) else f" {word}" for word in words]
         return self._tokenizer.backend_tokenizer.encode_batch(texts, add_special_tokens=False)
 
 
-class Words:
-    """A text as words, and the ids of each as bytes."""
+def _sum_before(counts: np.ndarray) -> np.ndarray:
+    """The sum of all counts before each, and of all of them, [n + 1]."""
+    return np.concatenate([[0], counts.cumsum()])
 
-    def __init__(self, words: list[str], ids: list[bytes], memory: WordMemory) -> None:
-        self._words, self._bytes, self._memory = words, ids, memory
-        self.ids = np.frombuffer(b"".join(ids), dtype=np.int32)
 
-    def find_trained(self, spans: Sequence[Span]) -> np.ndarray:
-        """Which tokens overlap one of the spans of characters, bool [T]."""
-        size = len(self._words)
-        is_head = np.fromiter(map(str.startswith, self._words, repeat(_HEAD)), bool, size)
-        chars = np.fromiter(map(len, self._words), np.int64, size) + 1 - 2 * is_head
-        ends = np.cumsum(chars).tolist()
-        tokens = [0, *np.cumsum(np.fromiter(map(len, self._bytes), np.int64, size) >> 2).tolist()]
-        mask = np.zeros(len(self.ids), dtype=bool)
-        for start, end in spans:
-            first = bisect_left(ends, start)
-            last = min(bisect_right(ends, end), size - 1)
-            if first + 1 < last:
-                mask[tokens[first + 1] : tokens[last]] = True
-            for place in {first, last} if first < size else ():
-                before = ends[place - 1] if place else 0
-                offsets = self._memory.offsets_of(self._words[place]) + before
-                mask[tokens[place] : tokens[place + 1]] |= (
-                    (offsets[:, 0] < end) & (offsets[:, 1] > start)
-                )  # fmt: skip
-        return mask
+def _is_same(encoding: Any, found: Encoded) -> bool:
+    """Whether the tokenizer's own encoding of a text is what was found for it."""
+    ids, offsets = found
+    return encoding.ids == ids.tolist() and encoding.offsets == list(map(tuple, offsets.tolist()))
+
+
+def _width_of(word: str) -> int:
+    """Characters that a word takes in its text, with the space before it."""
+    return len(word) - 1 if word.startswith(_HEAD) else len(word) + 1
 
 
 def _is_plain(word: str) -> bool:
