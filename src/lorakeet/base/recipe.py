@@ -80,8 +80,8 @@ class DataSettings(Section):
     system: str | None = setting(None, "a system prompt for conversations that have none")
     workers: int | Literal["auto"] = setting(
         "auto",
-        "processes that encode rows; the samples do not depend on it",
-        why="auto is one a core, once there are more than 8,000 rows",
+        "processes that encode rows beside the first; the samples do not depend on it",
+        why="auto is one for each further core, once there are more than 1,000 rows",
     )
 
     @model_validator(mode="after")

@@ -58,7 +58,7 @@ class DataStage:
 
     Args:
         write_dropped: gets each line of ``dropped.jsonl``.
-        num_workers: processes that encode rows; 0 for none.
+        num_workers: processes that encode rows beside this one.
     """
 
     recipe: Recipe

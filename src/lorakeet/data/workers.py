@@ -1,11 +1,14 @@
-"""Processes that work on pieces of a stream; the results come back in the stream's order.
+"""Processes that work on pieces of a stream beside this one; results come in the stream's order.
 
-The first pieces are worked on here, as a small stream is done before a process has
-started.  Workers are started as ``python -m lorakeet.data.workers`` and reached through
-their standard streams.  multiprocessing's own pools would import the user's script again
-(so that a script without a main guard starts itself) or fork a process that has threads.
+    piece -> a worker whose hands are free, else -> this process -> results, the oldest first
 
-Guarantees: at most two pieces a worker are on the way, so memory does not grow with the
+The first pieces are worked on here alone, as a small stream is done before a process has
+started, and what the work has learned from them goes with it.  Workers are started as
+``python -m lorakeet.data.workers`` and reached through their standard streams.
+multiprocessing's own pools would import the user's script again (so that a script without a
+main guard starts itself) or fork a process that has threads.
+
+Guarantees: at most a few pieces a worker are on the way, so memory does not grow with the
 stream; the results do not depend on the number of workers.
 """
 
@@ -17,7 +20,7 @@ import subprocess
 import sys
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from itertools import chain
 from multiprocessing.connection import Connection
 from queue import SimpleQueue
@@ -26,20 +29,22 @@ from typing import Any
 
 from lorakeet.base.errors import LorakeetError, MachineError
 
-PIECES_HERE = 32
+PIECES_HERE = 4
 PIECES_ON_THE_WAY = 2
+PIECES_WAITING = 4  # a worker; those that are done wait for an older one
 MAX_WORKERS = 16  # one process reads and writes for all, which is what holds up more
+PIPE_BYTES = 2**20  # a piece and its result pass without waiting for the other side
 
 
 def count_workers() -> int:
-    """Processes that pay on this machine; 0 where a single core would be shared.
+    """Processes that pay beside this one, which works too; 0 on a single core.
 
     On Windows, whose pipes are of another kind, the work stays in one process.
     """
     if sys.platform == "win32":
         return 0
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    return min(cores, MAX_WORKERS) if cores and cores > 1 else 0
+    return min((cores or 1) - 1, MAX_WORKERS)
 
 
 def map_pieces(
@@ -49,7 +54,7 @@ def map_pieces(
 
     Args:
         work: an object that can be sent to another process; it is sent once.
-        num_workers: 0 works here alone.
+        num_workers: beside this process; 0 works here alone.
 
     Raises:
         LorakeetError: the one that ``work`` raised.
@@ -67,24 +72,38 @@ def map_pieces(
         return
     with ExitStack() as stack:
         workers = [stack.enter_context(_Worker(work)) for _ in range(num_workers)]
-        waiting: deque[tuple[Any, _Worker]] = deque()
-        for turn, piece in enumerate(chain([first], stream)):
-            if len(waiting) == PIECES_ON_THE_WAY * num_workers:
-                yield _receive(waiting)
-            worker = workers[turn % num_workers]
-            worker.send(piece)
-            waiting.append((piece, worker))
-        while waiting:
-            yield _receive(waiting)
+        yield from _share(work, chain([first], stream), workers)
 
 
-def _receive(waiting: deque[tuple[Any, _Worker]]) -> tuple[Any, Any]:
-    """The oldest piece on the way and its result."""
-    piece, worker = waiting.popleft()
-    try:
-        result = worker.results.recv()
-    except (EOFError, OSError) as error:
-        raise _died() from error
+def _share(
+    work: Callable[[Any], Any], pieces: Iterable[Any], workers: list[_Worker]
+) -> Iterator[tuple[Any, Any]]:
+    """Pieces to whoever is free: the workers first, then this process."""
+    waiting: deque[tuple[Any, _Worker | None, Any]] = deque()
+    for piece in pieces:
+        while waiting and (_is_done(waiting) or len(waiting) > PIECES_WAITING * len(workers)):
+            yield _take_oldest(waiting)
+        free = next((worker for worker in workers if worker.is_free()), None)
+        if free is None:
+            waiting.append((piece, None, work(piece)))
+        else:
+            free.send(piece)
+            waiting.append((piece, free, None))
+    while waiting:
+        yield _take_oldest(waiting)
+
+
+def _is_done(waiting: deque[tuple[Any, _Worker | None, Any]]) -> bool:
+    """Whether the oldest piece has its result."""
+    worker = waiting[0][1]
+    return worker is None or worker.has_told()
+
+
+def _take_oldest(waiting: deque[tuple[Any, _Worker | None, Any]]) -> tuple[Any, Any]:
+    """The oldest piece and its result, waited for where a worker is still at it."""
+    piece, worker, result = waiting.popleft()
+    if worker is not None:
+        result = worker.receive()
     if isinstance(result, LorakeetError):
         raise result
     return piece, result
@@ -104,11 +123,14 @@ class _Worker:
         )  # fmt: skip
         told, heard = self.process.stdin, self.process.stdout
         assert told is not None and heard is not None
+        for pipe in (told, heard):
+            _widen(pipe.fileno())
         self.pieces = Connection(os.dup(told.fileno()), readable=False)
         self.results = Connection(os.dup(heard.fileno()), writable=False)
         told.close()
         heard.close()
-        self.send(work)
+        self.is_ready, self.num_held = False, 0
+        self._tell(work)
 
     def __enter__(self) -> _Worker:
         return self
@@ -116,11 +138,23 @@ class _Worker:
     def __exit__(self, *_: object) -> None:
         self.pieces.close()
         self.results.close()
-        try:
-            self.process.wait(timeout=5)
-        except subprocess.TimeoutExpired:
-            self.process.kill()
-            self.process.wait()
+        self.process.kill()  # it holds nothing that is not here
+        self.process.wait()
+
+    def is_free(self) -> bool:
+        """Whether it has loaded the work and can hold another piece.
+
+        Raises:
+            MachineError: the process is gone.
+        """
+        if not self.is_ready and self.has_told():
+            self._hear()
+            self.is_ready = True
+        return self.is_ready and self.num_held < PIECES_ON_THE_WAY
+
+    def has_told(self) -> bool:
+        """Whether something of it has come, if only its end."""
+        return self.results.poll()
 
     def send(self, piece: Any) -> None:
         """Hands over a piece.
@@ -128,10 +162,38 @@ class _Worker:
         Raises:
             MachineError: the process is gone.
         """
+        self._tell(piece)
+        self.num_held += 1
+
+    def receive(self) -> Any:
+        """The result of the oldest piece that it holds.
+
+        Raises:
+            MachineError: the process is gone.
+        """
+        self.num_held -= 1
+        return self._hear()
+
+    def _tell(self, content: Any) -> None:
         try:
-            self.pieces.send(piece)
+            self.pieces.send(content)
         except OSError as error:
             raise _died() from error
+
+    def _hear(self) -> Any:
+        try:
+            return self.results.recv()
+        except (EOFError, OSError) as error:
+            raise _died() from error
+
+
+def _widen(pipe: int) -> None:
+    """Lets a pipe hold more, where the system can."""
+    if sys.platform == "linux":
+        import fcntl
+
+        with suppress(OSError):
+            fcntl.fcntl(pipe, fcntl.F_SETPIPE_SZ, PIPE_BYTES)
 
 
 def _died() -> MachineError:
@@ -153,6 +215,7 @@ def main() -> None:
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what is printed must not mix with results
     waiting: SimpleQueue[tuple[Any] | None] = SimpleQueue()
     work = pieces.recv()
+    results.send("ready")
     Thread(target=_read_on, args=(pieces, waiting), daemon=True).start()
     while (found := waiting.get()) is not None:
         try:
