@@ -34,6 +34,15 @@ class ReadyWorker(workers._Worker):
         super().send(piece)
 
 
+def fail_at_20(home: int, piece: str) -> str:
+    """Slow elsewhere, so that the first process meets the error while older pieces are out."""
+    if os.getpid() != home:
+        time.sleep(0.2)
+    if piece == "20":
+        raise DataError("row 20 is wrong")
+    return piece
+
+
 def raise_elsewhere(home: int, piece: str) -> str:
     if os.getpid() != home:
         raise DataError(f"row {piece} is wrong")
@@ -47,7 +56,8 @@ def die_elsewhere(home: int, piece: str) -> str:
 
 
 @pytest.mark.parametrize("num_workers", [0, 1, 3])
-def test_large_pieces_come_back_in_order(num_workers):
+def test_large_pieces_come_back_in_order(num_workers, monkeypatch):
+    monkeypatch.setattr(workers, "_Worker", ReadyWorker)
     pieces = [f"piece {number} " * 20_000 for number in range(200)]
     found = list(map_pieces(partial(work_with, os.getpid()), iter(pieces), num_workers))
     assert [piece for piece, _ in found] == pieces
@@ -76,8 +86,18 @@ def test_a_stream_is_read_no_further_than_the_workers_are():
         assert len(read) - number <= 2 * PIECES_WAITING + 2
 
 
-def test_errors_arrive_and_a_dead_worker_is_told_of():
-    pieces = [str(number) for number in range(400)]
+def test_an_error_waits_for_the_pieces_before_it(monkeypatch):
+    monkeypatch.setattr(workers, "_Worker", ReadyWorker)
+    pieces, seen = [str(number) for number in range(40)], []
+    with pytest.raises(DataError, match="row 20 is wrong"):
+        for piece, _ in map_pieces(partial(fail_at_20, os.getpid()), pieces, 2):
+            seen.append(piece)
+    assert seen == pieces[:20]
+
+
+def test_errors_arrive_and_a_dead_worker_is_told_of(monkeypatch):
+    monkeypatch.setattr(workers, "_Worker", ReadyWorker)
+    pieces = [str(number) for number in range(40)]
     with pytest.raises(DataError, match=r"row \d+ is wrong"):
         list(map_pieces(partial(raise_elsewhere, os.getpid()), pieces, 1))
     with pytest.raises(MachineError, match=r"data\.workers: 0"):

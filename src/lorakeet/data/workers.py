@@ -85,12 +85,20 @@ def _share(
             yield _take_oldest(waiting)
         free = next((worker for worker in workers if worker.is_free()), None)
         if free is None:
-            waiting.append((piece, None, work(piece)))
+            waiting.append((piece, None, _attempt(work, piece)))
         else:
             free.send(piece)
             waiting.append((piece, free, None))
     while waiting:
         yield _take_oldest(waiting)
+
+
+def _attempt(work: Callable[[Any], Any], piece: Any) -> Any:
+    """The result of a piece, or its error, which is raised when the pieces before it are done."""
+    try:
+        return work(piece)
+    except LorakeetError as error:
+        return error
 
 
 def _is_done(waiting: deque[tuple[Any, _Worker | None, Any]]) -> bool:
@@ -219,11 +227,7 @@ def main() -> None:
     Thread(target=_read_on, args=(pieces, waiting), daemon=True).start()
     while (found := waiting.get()) is not None:
         try:
-            result = work(*found)
-        except LorakeetError as error:
-            result = error
-        try:
-            results.send(result)
+            results.send(_attempt(work, *found))
         except BrokenPipeError:
             return
 
